@@ -1,0 +1,208 @@
+"""Image-caption datasets as people have them on disk: Karpathy's JSON with a folder or zips."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hat_export.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """One image with its captions.
+
+    Attributes:
+        name: Path below the image root, with forward slashes.
+        captions: Its captions, in order.
+        labels: Other fields of the entry (EmojiCap: ``concept``, ``vendor``, ``group`` ...).
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    labels: dict[str, str]
+
+
+class ImageStore:
+    """Pictures by name, from a folder or from zip files.
+
+    Args:
+        roots: Folders and zip files, searched in order.
+
+    Raises:
+        DatasetError: if a root is missing or is no zip.
+    """
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._folders = []
+        self._members: dict[str, tuple[zipfile.ZipFile, str]] = {}
+        self.roots = tuple(roots)
+        for root in roots:
+            if root.is_dir():
+                self._folders.append(root)
+                continue
+            try:
+                archive = zipfile.ZipFile(root)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DatasetError(
+                    f"{root}: expected a folder or a zip of images ({error})"
+                ) from None
+            for member in archive.namelist():
+                self._members.setdefault(member, (archive, member))
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, decoded as far as PIL does on opening.
+
+        Raises:
+            DatasetError: if there is none of that name, or it can't be decoded.
+        """
+        try:
+            if name in self._members:
+                archive, member = self._members[name]
+                image = Image.open(io.BytesIO(archive.read(member)))
+            else:
+                image = Image.open(self._path(name))
+            image.load()
+        except FileNotFoundError:
+            places = ", ".join(str(root) for root in self.roots)
+            raise DatasetError(f"{name}: no such image in {places}") from None
+        except (
+            OSError,
+            SyntaxError,  # PIL's for a broken PNG chunk
+            ValueError,
+            zipfile.BadZipFile,
+            Image.DecompressionBombError,
+        ) as error:
+            raise DatasetError(f"{name}: not a readable image ({error})") from None
+        return image
+
+    def _path(self, name: str) -> Path:
+        for folder in self._folders:
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise DatasetError(f"{name}: points outside of {folder}")
+            if path.is_file():
+                return path
+            # Flickr30K's JSON names a folder that the usual archive unpacks without.
+            if (folder / path.name).is_file():
+                return folder / path.name
+        raise FileNotFoundError(name)
+
+
+@dataclass(frozen=True)
+class CaptionDataset:
+    """Images in order with their captions.
+
+    Attributes:
+        name: What reports call it.
+        entries: Images and captions; the official protocol wants five captions each.
+        store: Where the pictures are.
+    """
+
+    name: str
+    entries: tuple[CaptionedImage, ...]
+    store: ImageStore
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption, image by image."""
+        return [caption for entry in self.entries for caption in entry.captions]
+
+    @property
+    def owners(self) -> list[int]:
+        """For every caption, the index of its image."""
+        return [index for index, entry in enumerate(self.entries) for _ in entry.captions]
+
+    def images(self) -> Iterator[Image.Image]:
+        """The pictures in order, one at a time."""
+        for entry in self.entries:
+            yield self.store.open(entry.name)
+
+    def take(self, captions: int) -> CaptionDataset:
+        """The same images with their first ``captions`` captions only (Karpathy has up to 7)."""
+        entries = tuple(
+            replace(entry, captions=entry.captions[:captions]) for entry in self.entries
+        )
+        return replace(self, entries=entries)
+
+    def limit(self, count: int | None) -> CaptionDataset:
+        """Every k-th image, so that a subset is spread over the whole; None keeps all."""
+        if count is None or count >= len(self.entries):
+            return self
+        if count < 1:
+            raise DatasetError(f"a limit of {count} images leaves nothing; expected at least 1")
+        chosen = [index * len(self.entries) // count for index in range(count)]
+        return replace(self, entries=tuple(self.entries[index] for index in chosen))
+
+
+def read_karpathy(path: Path, split: str, images: Sequence[Path] = ()) -> CaptionDataset:
+    """A split of a Karpathy-format dataset (``dataset_flickr30k.json``, ``dataset_coco.json``).
+
+    Args:
+        path: The JSON, or a folder that holds exactly one ``dataset*.json``.
+        split: Which entries: those whose ``split`` field says so.
+        images: Folders or zips; default: everything usable beside the JSON
+            (``images/``, ``images*.zip``, else the folder itself).
+
+    Raises:
+        DatasetError: naming the file and what is missing in it.
+    """
+    path = _find_json(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such dataset") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a readable JSON file ({error})") from None
+    listed = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        raise DatasetError(f"{path}: no list 'images'; expected Karpathy's format")
+    entries = tuple(
+        _entry(item, f"{path}: image {index}")
+        for index, item in enumerate(listed)
+        if isinstance(item, dict) and item.get("split") == split
+    )
+    if not entries:
+        splits = sorted({str(item.get("split")) for item in listed if isinstance(item, dict)})
+        raise DatasetError(f"{path}: no image of split {split!r}; it has: {', '.join(splits)}")
+    name = content.get("dataset") or path.stem.removeprefix("dataset_")
+    return CaptionDataset(f"{name}/{split}", entries, ImageStore(images or _beside(path)))
+
+
+def _find_json(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("dataset*.json"))
+    if len(found) != 1:
+        raise DatasetError(
+            f"{path}: expected one dataset*.json in this folder, found {len(found)}; name the file"
+        )
+    return found[0]
+
+
+def _beside(path: Path) -> list[Path]:
+    folder = path.parent
+    zips = sorted(folder.glob("images*.zip"))
+    if zips:
+        return zips
+    return [folder / "images"] if (folder / "images").is_dir() else [folder]
+
+
+def _entry(item: dict[str, Any], where: str) -> CaptionedImage:
+    filename, sentences = item.get("filename"), item.get("sentences")
+    if not isinstance(filename, str) or not isinstance(sentences, list) or not sentences:
+        raise DatasetError(f"{where}: needs 'filename' and a non-empty list 'sentences'")
+    texts = [text.get("raw") if isinstance(text, dict) else None for text in sentences]
+    captions = tuple(text for text in texts if isinstance(text, str))
+    if len(captions) != len(sentences):
+        raise DatasetError(f"{where}: every sentence needs a string 'raw'")
+    folder = item.get("filepath")
+    labels = {key: value for key, value in item.items() if isinstance(value, str)}
+    return CaptionedImage(f"{folder}/{filename}" if folder else filename, captions, labels)

@@ -1,0 +1,1 @@
+"""The PyTorch reference and the reading of checkpoints."""

@@ -1,0 +1,112 @@
+"""Image preprocessing without torch, bit-identical to the official torchvision transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from hat_export.errors import InputError
+from hat_export.spec import ModelSpec
+
+ImageLike = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class ImagePreprocessor:
+    """Resize the shorter side, centre crop, scale to [0, 1], normalise.
+
+    Attributes:
+        resize_size: Shorter side after resizing, in pixels.
+        image_size: Side of the crop, in pixels.
+        mean: Per-channel mean.
+        std: Per-channel divisor.
+    """
+
+    resize_size: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_spec(cls, spec: ModelSpec) -> ImagePreprocessor:
+        """The preprocessing that a model was trained with."""
+        return cls(spec.resize_size, spec.image_size, spec.mean, spec.std)
+
+    def crop(self, image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+        """The resized centre crop before normalisation.
+
+        Args:
+            image: A PIL image of any mode and size, or a path to one.
+
+        Raises:
+            InputError: if the path holds no readable image.
+        """
+        picture = _open(image)
+        width, height = picture.size
+        # torchvision's Resize: the longer side is truncated, not rounded.
+        short, long = min(width, height), max(width, height)
+        scaled = int(self.resize_size * long / short)
+        size = (self.resize_size, scaled) if width <= height else (scaled, self.resize_size)
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        # torchvision's CenterCrop: Python's round, half to even.
+        left = round((picture.size[0] - self.image_size) / 2.0)
+        top = round((picture.size[1] - self.image_size) / 2.0)
+        box = (left, top, left + self.image_size, top + self.image_size)
+        return np.asarray(picture.crop(box), np.uint8)
+
+    def __call__(self, images: Sequence[ImageLike]) -> Float32[np.ndarray, "images 3 height width"]:
+        """Pixel values ready for the image encoder.
+
+        Args:
+            images: PIL images or paths.
+
+        Returns:
+            float32 [images, 3, image_size, image_size].
+        """
+        side = self.image_size
+        pixels = np.empty((len(images), 3, side, side), np.float32)
+        mean = np.asarray(self.mean, np.float32)[:, None, None]
+        std = np.asarray(self.std, np.float32)[:, None, None]
+        for index, image in enumerate(images):
+            scaled = self.crop(image).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+            pixels[index] = (scaled - mean) / std
+        return pixels
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings as stored in a bundle's manifest."""
+        return {
+            "resize_size": self.resize_size,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": "bilinear, antialiased (PIL)",
+            "crop": "centre, offset rounded half to even",
+        }
+
+
+def _open(image: ImageLike) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if not isinstance(image, (str, Path)):
+        kind = type(image).__name__
+        raise InputError(f"an image is {kind}; expected a PIL image or a path")
+    try:
+        with Image.open(image) as picture:
+            picture.load()  # before the file is closed: an RGB picture is returned as it is
+            return _to_rgb(picture)
+    except FileNotFoundError:
+        raise InputError(f"{image}: no such image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # PIL reports a broken PNG chunk as a SyntaxError.
+        raise InputError(f"{image}: not a readable image ({error})") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
