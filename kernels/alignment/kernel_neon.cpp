@@ -1,0 +1,9 @@
+#include "vector_neon.hpp"
+// The vectors must come first: kernel.hpp is written in terms of them.
+#include "kernel.hpp"
+
+namespace hat_alignment {
+
+const Kernel neon_kernel = {workspace_floats, run_group};
+
+}  // namespace hat_alignment

@@ -1,0 +1,47 @@
+// Eight floats: AVX2 and FMA.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace {
+
+struct Vector {
+    static constexpr int lanes = 8;
+    static constexpr int tile_rows = 4;  // 12 of 16 registers accumulate
+    static constexpr int tile_vectors = 3;
+    __m256 value;
+
+    static Vector set(float x) { return {_mm256_set1_ps(x)}; }
+    static Vector load(const float* from) { return {_mm256_loadu_ps(from)}; }
+    void store(float* to) const { _mm256_storeu_ps(to, value); }
+
+    friend Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.value, b.value)}; }
+    friend Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.value, b.value)}; }
+    friend Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.value, b.value)}; }
+    friend Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.value, b.value)}; }
+    static Vector multiply_add(Vector a, Vector b, Vector c) {
+        return {_mm256_fmadd_ps(a.value, b.value, c.value)};
+    }
+    static Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.value, b.value)}; }
+    static Vector sqrt(Vector a) { return {_mm256_sqrt_ps(a.value)}; }
+    // value * 2^n, where the low bits of `shifted` hold the integer n.
+    static Vector times_power(Vector value, Vector shifted) {
+        const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted.value), 23);
+        return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(value.value), power))};
+    }
+    // The first `count` lanes, zero in the others.
+    static Vector keep(Vector a, int count) {
+        const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), index);
+        return {_mm256_and_ps(a.value, _mm256_castsi256_ps(mask))};
+    }
+    // Whether any lane isn't within [low, high]; NaN isn't.
+    static bool any_outside(Vector a, Vector low, Vector high) {
+        const __m256 inside = _mm256_and_ps(_mm256_cmp_ps(a.value, low.value, _CMP_GE_OQ),
+                                            _mm256_cmp_ps(a.value, high.value, _CMP_LE_OQ));
+        return _mm256_movemask_ps(inside) != 0xff;
+    }
+};
+
+}  // namespace
