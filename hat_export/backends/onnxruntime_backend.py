@@ -1,0 +1,90 @@
+"""Bundles on ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from hat_export.bundle import TOKENIZER, Bundle
+from hat_export.errors import BundleError
+from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.scoring import score_with_kernel
+from hat_export.session import Session, score_in_blocks
+from hat_export.spec import LEVELS
+from hat_export.tokenizer import CaptionTokenizer
+
+IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
+TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
+
+
+class OnnxRuntimeSession(Session):
+    """A bundle's graphs in ONNX Runtime; safe to share between threads.
+
+    Args:
+        bundle: The bundle, already checked.
+        threads: Intra-operator threads.
+
+    Raises:
+        BundleError: if ONNX Runtime refuses a graph.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        spec = bundle.manifest.spec
+        tokenizer = CaptionTokenizer.from_file(bundle.file(TOKENIZER), spec.max_words)
+        super().__init__(spec, tokenizer, "onnxruntime", threads)
+        self._bundle = bundle
+        self._graphs = {name: self._load(name) for name in ("image", "text")}
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        path = self._bundle.graph_path(name)
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library's exceptions share no base but Exception
+            line = str(error).splitlines()[0]
+            raise BundleError(f"{path}: ONNX Runtime can't load the graph ({line})") from None
+
+    def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(self._graphs["image"].run(IMAGE_OUTPUTS, {"pixel_values": pixels}))
+
+    def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        feed = {"input_ids": ids, "attention_mask": mask}
+        return tuple(self._graphs["text"].run(TEXT_OUTPUTS, feed))
+
+    def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        return score_with_kernel(images, texts, self.spec, self.threads)
+
+    def score_with_graph(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        """Scores by the bundle's alignment graph, for comparison with the native kernel.
+
+        Args:
+            images: From :meth:`encode_images`.
+            texts: From :meth:`encode_texts`.
+
+        Returns:
+            float32 [images, captions].
+        """
+        if "alignment" not in self._graphs:
+            self._graphs["alignment"] = self._load("alignment")
+        return score_in_blocks(images, texts, self._score_block)
+
+    def _score_block(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        feed = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
+        feed |= dict(zip(TEXT_OUTPUTS, texts.levels, strict=True))
+        feed["attention_mask"] = texts.mask
+        scores: np.ndarray = self._graphs["alignment"].run(["scores"], feed)[0]
+        return scores
+
+    def close(self) -> None:
+        """Release the graphs."""
+        self._graphs.clear()
+
+
+def open_session(bundle: Bundle, threads: int) -> OnnxRuntimeSession:
+    """Entry point of the backend table."""
+    return OnnxRuntimeSession(bundle, threads)

@@ -1,0 +1,90 @@
+"""The PyTorch reference behind the same verbs as the bundles' sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.model.alignment import alignment_scores
+from hat_export.model.checkpoint import load_hat
+from hat_export.model.hat import HAT
+from hat_export.session import Session, score_in_blocks
+from hat_export.spec import ModelSpec
+from hat_export.tokenizer import CaptionTokenizer
+
+
+class TorchSession(Session):
+    """A HAT in PyTorch, float32, eager.
+
+    Args:
+        model: In eval mode.
+        tokenizer: Its tokenizer.
+        threads: Intra-operator threads; a setting of the whole process.
+
+    Attributes:
+        model: The module.
+    """
+
+    def __init__(self, model: HAT, tokenizer: CaptionTokenizer, threads: int) -> None:
+        super().__init__(model.spec, tokenizer, "torch", threads)
+        self.model = model
+
+    def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            return _arrays(self.model.encode_images(torch.from_numpy(pixels)))
+
+    def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            levels = self.model.encode_texts(torch.from_numpy(ids), torch.from_numpy(mask))
+            return _arrays(levels)
+
+    def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        torch.set_num_threads(self.threads)
+        return score_in_blocks(images, texts, self._score_block)
+
+    def _score_block(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        with torch.inference_mode():
+            scores = alignment_scores(
+                [_tensor(level) for level in images.levels],
+                [_tensor(level) for level in texts.levels],
+                torch.from_numpy(texts.mask).bool(),
+                self.spec.softmax_lambda,
+                self.spec.direction,
+            )
+        result: np.ndarray = scores.numpy()
+        return result
+
+
+def open_checkpoint(
+    path: Path, spec: ModelSpec | None, vocabulary: Path | None, threads: int
+) -> TorchSession:
+    """A session on a checkpoint.
+
+    Args:
+        path: Checkpoint file or folder.
+        spec: Architecture, where the checkpoint alone doesn't tell it.
+        vocabulary: ``vocab.txt``, where it isn't beside the checkpoint.
+        threads: Intra-operator threads.
+
+    Raises:
+        CheckpointError: if it can't be read or holds another model.
+        SpecError: if the architecture can't be known.
+    """
+    loaded = load_hat(path, spec, vocabulary)
+    tokenizer = CaptionTokenizer.from_vocabulary(loaded.vocabulary, loaded.spec.max_words)
+    return TorchSession(loaded.model, tokenizer, threads)
+
+
+def _tensor(level: np.ndarray) -> torch.Tensor:
+    # A view that runs backwards can't be a tensor.
+    return torch.from_numpy(np.ascontiguousarray(level))
+
+
+def _arrays(levels: Sequence[torch.Tensor]) -> tuple[np.ndarray, ...]:
+    return tuple(level.numpy() for level in levels)

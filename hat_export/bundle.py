@@ -1,0 +1,272 @@
+"""The bundle: a folder with everything that running a model needs, and proof that it is intact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hat_export.errors import BundleError, SpecError
+from hat_export.files import sha256_of
+from hat_export.spec import ModelSpec
+
+FORMAT = "hat-export bundle"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+SELF_TEST = "self_test.npz"
+GRAPHS = ("image", "text", "alignment")
+
+#: A manifest is a few kilobytes; anything far beyond is not one.
+MAX_MANIFEST_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output.
+
+    Attributes:
+        name: Name in the graph.
+        dtype: numpy dtype name.
+        shape: Sizes; a string names a dynamic dimension.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph of a bundle.
+
+    Attributes:
+        file: File name inside the bundle.
+        inputs: In graph order.
+        outputs: In graph order.
+        nodes: Number of nodes.
+        attention_expected: Attention layers of the model in this graph.
+        attention_fused: How many of them are one fused operator.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: int
+    attention_expected: int
+    attention_fused: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size and hash of one file.
+
+    Attributes:
+        bytes: Size.
+        sha256: Hex digest.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself; see ``docs/bundle.md`` for the file format.
+
+    Attributes:
+        spec: The architecture.
+        precision: Precision of weights and arithmetic, e.g. ``fp32``.
+        opset: ONNX opset of the graphs.
+        attention_form: How attention is written (:mod:`hat_export.export.attention`).
+        graphs: ``image``, ``text`` and ``alignment``.
+        checkpoint: Where the weights come from: file name, hash, format.
+        verification: What the export compared with PyTorch, and the differences found.
+        tools: Versions of the software that made the bundle.
+        files: Every other file in the folder.
+    """
+
+    spec: ModelSpec
+    precision: str
+    opset: int
+    attention_form: str
+    graphs: Mapping[str, GraphInfo]
+    checkpoint: Mapping[str, Any]
+    verification: Mapping[str, Any]
+    tools: Mapping[str, str]
+    files: Mapping[str, FileInfo]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``manifest.json``; the same bundle gives the same bytes."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": self.spec.to_json(),
+            "precision": self.precision,
+            "opset": self.opset,
+            "attention_form": self.attention_form,
+            "graphs": {name: asdict(graph) for name, graph in self.graphs.items()},
+            "checkpoint": dict(self.checkpoint),
+            "verification": dict(self.verification),
+            "tools": dict(self.tools),
+            "files": {name: asdict(info) for name, info in sorted(self.files.items())},
+        }
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest has been read.
+
+    Attributes:
+        path: The folder.
+        manifest: Its manifest.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, path: Path | str, verify: bool = True) -> Bundle:
+        """Read a bundle's manifest and check every file against it.
+
+        Args:
+            path: The folder.
+            verify: Whether to hash the files; sizes are checked in any case.
+
+        Raises:
+            BundleError: naming the file that is missing, damaged or of an unknown format.
+        """
+        folder = Path(path)
+        bundle = cls(folder, read_manifest(folder))
+        for name, info in bundle.manifest.files.items():
+            _check_file(folder / name, info, verify)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: the manifest lists no file {name!r}")
+        return self.path / name
+
+    def graph_path(self, name: str) -> Path:
+        """Path of the image, text or alignment graph."""
+        return self.file(self.manifest.graphs[name].file)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path looks like a bundle: a folder with a manifest."""
+    return (path / MANIFEST).is_file()
+
+
+def list_files(folder: Path) -> dict[str, FileInfo]:
+    """Size and hash of every file in a folder but the manifest."""
+    return {
+        path.name: FileInfo(path.stat().st_size, sha256_of(path))
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``; last, since it vouches for everything else."""
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse and check ``manifest.json``.
+
+    Raises:
+        BundleError: if it is missing, unreadable, of another version, or not as expected.
+    """
+    path = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError(f"{folder}: no such bundle")
+    if not path.is_file():
+        raise BundleError(
+            f"{folder}: no {MANIFEST} here; expected a bundle as `hat-export onnx` writes it"
+        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {path.stat().st_size} bytes is too large for a manifest")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: damaged, not readable as JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleError(f"{path}: not the manifest of a {FORMAT}")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version}; this version reads {FORMAT_VERSION}: "
+            "export the checkpoint again, or install the hat-export that wrote it"
+        )
+    try:
+        return _parse(content, str(path))
+    except SpecError as error:
+        raise BundleError(str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{path}: damaged manifest ({type(error).__name__}: {error}); export again"
+        ) from None
+
+
+def _parse(content: Mapping[str, Any], source: str) -> Manifest:
+    files = {}
+    for name, info in content["files"].items():
+        if Path(name).name != name or name in ("", ".", "..", MANIFEST):
+            raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
+        files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
+    graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
+    needed = [TOKENIZER, SELF_TEST, *(graph.file for graph in graphs.values())]
+    missing = [name for name in needed if name not in files]
+    if missing:
+        raise BundleError(f"{source}: lists no file {missing[0]!r}; export again")
+    return Manifest(
+        spec=ModelSpec.from_json(content["spec"], source),
+        precision=str(content["precision"]),
+        opset=int(content["opset"]),
+        attention_form=str(content["attention_form"]),
+        graphs=graphs,
+        checkpoint=dict(content["checkpoint"]),
+        verification=dict(content["verification"]),
+        tools=dict(content["tools"]),
+        files=files,
+    )
+
+
+def _parse_graph(content: Mapping[str, Any]) -> GraphInfo:
+    def tensors(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(str(item["name"]), str(item["dtype"]), tuple(item["shape"]))
+            for item in content[key]
+        )
+
+    return GraphInfo(
+        file=str(content["file"]),
+        inputs=tensors("inputs"),
+        outputs=tensors("outputs"),
+        nodes=int(content["nodes"]),
+        attention_expected=int(content["attention_expected"]),
+        attention_fused=int(content["attention_fused"]),
+    )
+
+
+def _check_file(path: Path, info: FileInfo, verify: bool) -> None:
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle; export again")
+        size = path.stat().st_size
+        if size != info.bytes:
+            raise BundleError(
+                f"{path}: {size} bytes, the manifest says {info.bytes}; the file is damaged or "
+                "incomplete: copy the bundle again or export again"
+            )
+        if verify and sha256_of(path) != info.sha256:
+            raise BundleError(
+                f"{path}: its SHA-256 differs from the manifest's, the file is damaged or was "
+                "changed: copy the bundle again or export again"
+            )
+    except OSError as error:
+        raise BundleError(f"{path}: can't be read ({error.strerror})") from None

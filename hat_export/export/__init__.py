@@ -1,0 +1,1 @@
+"""Export: ONNX graphs built from a spec and weights, checked and bundled."""

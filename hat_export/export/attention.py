@@ -1,0 +1,47 @@
+"""Scaled dot-product attention in the forms that runtimes execute as one fused operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from hat_export.export.graph import GraphBuilder
+
+#: How attention is written: the standard operator of opset 23, ONNX Runtime's own operator, or as
+#: matrix products and a softmax for runtimes that know neither.
+AttentionForm = Literal["onnx", "onnxruntime", "decomposed"]
+
+FUSED_OPERATORS = {"onnx": "Attention", "onnxruntime": "MultiHeadAttention", "decomposed": ""}
+
+
+def attend(
+    graph: GraphBuilder,
+    query: str,
+    key: str,
+    value: str,
+    bias: str,
+    head_dim: int,
+    form: AttentionForm,
+) -> str:
+    """Attention of already separated heads.
+
+    Args:
+        graph: Where the nodes go.
+        query: [batch, heads, tokens, head_dim], like ``key`` and ``value``.
+        key: See ``query``.
+        value: See ``query``.
+        bias: float, added to the logits; broadcasts to [batch, heads, tokens, tokens].
+        head_dim: Width of a head; logits are scaled by its inverse square root.
+        form: ``onnx`` or ``decomposed``.
+
+    Returns:
+        [batch, heads, tokens, head_dim].
+    """
+    scale = float(head_dim) ** -0.5
+    if form == "onnx":
+        return graph.node("Attention", [query, key, value, bias], {"scale": scale})
+    scaled = graph.node("Mul", [query, graph.constant(scale, np.float32)])
+    logits = graph.node("MatMul", [scaled, graph.transpose(key, (0, 1, 3, 2))])
+    biased = graph.node("Add", [logits, bias])
+    return graph.node("MatMul", [graph.node("Softmax", [biased], {"axis": -1}), value])

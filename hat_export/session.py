@@ -1,0 +1,211 @@
+"""The three verbs that every backend offers: encode images, encode texts, score."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from hat_export.errors import InputError
+from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.preprocess import ImageLike, ImagePreprocessor
+from hat_export.spec import ModelSpec
+from hat_export.tokenizer import CaptionTokenizer
+
+#: Scores of one block of images with one block of captions, float32 [images, captions].
+ScoreBlock = Callable[[ImageFeatures, TextFeatures], np.ndarray]
+
+#: Memory that one block of the batched score may take for its word-region products, in bytes.
+SCORE_BLOCK_BYTES = 32 << 20
+
+
+class Session(ABC):
+    """A model that is ready to run.
+
+    Args:
+        spec: The architecture.
+        tokenizer: Captions to word pieces.
+        backend: Name of the backend, for reports.
+        threads: Threads that the backend may use.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, tokenizer: CaptionTokenizer, backend: str, threads: int
+    ) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.preprocess = ImagePreprocessor.from_spec(spec)
+        self.backend = backend
+        self.threads = threads
+
+    def encode_images(
+        self, images: Float32[np.ndarray, "images 3 height width"] | Sequence[ImageLike]
+    ) -> ImageFeatures:
+        """Region features of images.
+
+        Args:
+            images: Preprocessed pixel values float32 [images, 3, H, W], or PIL images and paths.
+
+        Returns:
+            Per level, float32 [images, regions, d].
+
+        Raises:
+            InputError: on a wrong dtype or shape, or an unreadable image.
+        """
+        pixels = images if isinstance(images, np.ndarray) else self.preprocess(images)
+        side = self.spec.image_size
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise InputError(
+                f"pixel values are {pixels.dtype} {list(pixels.shape)}; "
+                f"expected float32 [images, 3, {side}, {side}]"
+            )
+        if not len(pixels):
+            return ImageFeatures(
+                tuple(
+                    np.zeros((0, regions, self.spec.dim), np.float32)
+                    for regions in self.spec.level_regions
+                )
+            )
+        return ImageFeatures(self._encode_images(np.ascontiguousarray(pixels)))
+
+    def encode_texts(
+        self,
+        texts: Int64[np.ndarray, "captions words"] | Sequence[str],
+        attention_mask: Int64[np.ndarray, "captions words"] | None = None,
+    ) -> TextFeatures:
+        """Word features of captions.
+
+        Args:
+            texts: Word-piece ids int64 [captions, words] padded with 0, or plain strings.
+            attention_mask: int64 [captions, words], 1 on the first words of each row and 0 on the
+                padding after them; needed with ids, not allowed with strings.
+
+        Returns:
+            Per level, float32 [captions, words, d], with true lengths.
+
+        Raises:
+            InputError: on a wrong dtype or shape, or an id outside of the vocabulary.
+        """
+        if isinstance(texts, str):
+            raise InputError("expected a list of captions, got one string; put it into a list")
+        if isinstance(texts, np.ndarray):
+            if attention_mask is None:
+                raise InputError("word-piece ids need an attention_mask of the same shape")
+            ids, mask = texts, attention_mask
+        else:
+            if attention_mask is not None:
+                raise InputError("attention_mask goes with word-piece ids, not with strings")
+            ids, mask = self.tokenizer.encode(texts)
+        self._check_texts(ids, mask)
+        lengths = mask.sum(1)
+        if not len(ids):
+            empty = np.zeros((0, 1, self.spec.dim), np.float32)
+            return TextFeatures((empty, empty, empty), lengths)
+        levels = self._encode_texts(np.ascontiguousarray(ids), np.ascontiguousarray(mask))
+        return TextFeatures(levels, lengths)
+
+    def score(
+        self, images: ImageFeatures, texts: TextFeatures
+    ) -> Float32[np.ndarray, "images captions"]:
+        """Alignment score of every image with every caption, summed over the levels.
+
+        Args:
+            images: From :meth:`encode_images`.
+            texts: From :meth:`encode_texts`.
+
+        Returns:
+            float32 [images, captions]; higher is better.
+
+        Raises:
+            InputError: if the features are not of this model's width.
+        """
+        for what, levels in (("image", images.levels), ("text", texts.levels)):
+            if levels[0].shape[2] != self.spec.dim:
+                raise InputError(
+                    f"{what} features are {levels[0].shape[2]} wide; "
+                    f"this model's are {self.spec.dim}"
+                )
+        return self._score(images, texts)
+
+    @abstractmethod
+    def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Features of a non-empty, checked batch."""
+
+    @abstractmethod
+    def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Features of a non-empty, checked batch."""
+
+    @abstractmethod
+    def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        """Scores of checked features."""
+
+    def close(self) -> None:
+        """Release what the backend holds; the session can't be used afterwards."""
+
+    def __enter__(self) -> Self:
+        """The session itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the session."""
+        self.close()
+
+    def _check_texts(self, ids: np.ndarray, mask: np.ndarray) -> None:
+        for name, array in (("input_ids", ids), ("attention_mask", mask)):
+            if array.dtype != np.int64 or array.ndim != 2 or array.shape != ids.shape:
+                raise InputError(
+                    f"{name} is {array.dtype} {list(array.shape)}; expected int64 [captions, words]"
+                )
+        if not len(ids):
+            return
+        words = ids.shape[1]
+        if not 1 <= words <= self.spec.max_words:
+            raise InputError(
+                f"captions are {words} words wide; this model takes 1 to {self.spec.max_words}"
+            )
+        lengths = mask.sum(1)
+        if (mask != (np.arange(words)[None] < lengths[:, None])).any() or lengths.min() < 1:
+            raise InputError(
+                "attention_mask must be 1 on the first words of each row, at least one, then 0"
+            )
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
+            raise InputError(f"a word-piece id is outside of 0 .. {self.spec.vocab_size - 1}")
+
+
+def score_in_blocks(
+    images: ImageFeatures, texts: TextFeatures, score_block: ScoreBlock
+) -> Float32[np.ndarray, "images captions"]:
+    """Score in blocks of bounded memory, captions of like length together.
+
+    Args:
+        images: All images.
+        texts: All captions.
+        score_block: Scores a block; its memory grows with images x regions x captions x words.
+
+    Returns:
+        float32 [images, captions].
+    """
+    scores = np.empty((len(images), len(texts)), np.float32)
+    regions = max(level.shape[1] for level in images.levels)
+    order = np.argsort(texts.lengths, kind="stable")
+    captions_per_block = 64
+    for start in range(0, len(texts), captions_per_block):
+        chosen = order[start : start + captions_per_block]
+        words = int(texts.lengths[chosen].max())
+        block = TextFeatures(
+            tuple(level[chosen, :words] for level in texts.levels), texts.lengths[chosen]
+        )
+        count = max(1, SCORE_BLOCK_BYTES // (4 * regions * words * len(chosen)))
+        for first in range(0, len(images), count):
+            part = score_block(images[first : first + count], block)
+            scores[first : first + count, chosen] = part
+    return scores

@@ -1,0 +1,121 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hat_export
+from hat_export.export.onnx_export import export_onnx
+from hat_export.model.checkpoint import save_checkpoint
+from hat_export.model.hat import HAT
+from hat_export.spec import ModelSpec
+
+# Two threads give the same results everywhere and leave a shared machine usable.
+torch.set_num_threads(2)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+GOLDEN = Path(__file__).parent / "golden"
+VOCABULARY = Path(hat_export.__file__).parent / "data" / "bert_base_uncased_vocab.txt"
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    return GOLDEN
+
+
+def _arrays(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"golden_{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def golden_kernel() -> dict[str, np.ndarray]:
+    return _arrays("kernel")
+
+
+@pytest.fixture(scope="session")
+def golden_model() -> dict[str, np.ndarray]:
+    return _arrays("model")
+
+
+@pytest.fixture(scope="session")
+def golden_preprocess() -> dict[str, np.ndarray]:
+    return _arrays("preprocess")
+
+
+@pytest.fixture(scope="session")
+def golden_recall() -> dict[str, np.ndarray]:
+    return _arrays("recall")
+
+
+@pytest.fixture(scope="session")
+def golden_captions() -> list[dict[str, Any]]:
+    text = (GOLDEN / "golden_captions.json").read_text(encoding="utf-8")
+    captions: list[dict[str, Any]] = json.loads(text)
+    return captions
+
+
+@pytest.fixture(scope="session")
+def official_tensors() -> dict[str, dict[str, Any]]:
+    """Every tensor of the official state dict: its shape, dtype and role."""
+    text = (GOLDEN / "official_state_dict.json").read_text(encoding="utf-8")
+    tensors: dict[str, dict[str, Any]] = json.loads(text)["tensors"]
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of a few hundred thousand parameters, as a checkpoint folder.
+
+    Its weights are far from the initial ones, so that a forgotten bias, mask or norm shows.
+    """
+    spec = ModelSpec(
+        name="tiny",
+        image_size=64,
+        resize_size=72,
+        window_size=2,
+        embed_dim=16,
+        depths=(2, 2, 4, 2),
+        image_heads=(1, 2, 4, 8),
+        text_positions=40,
+        text_dim=32,
+        text_layers=4,
+        text_heads=2,
+        text_hidden=64,
+        text_level_layers=(0, 2, 3),
+        dim=48,
+    )
+    torch.manual_seed(0)
+    model = HAT(spec)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 1.0 if "bias_table" in name else 0.1
+            if parameter.ndim == 1:
+                parameter.add_(spread * torch.randn_like(parameter))
+            else:
+                torch.nn.init.normal_(parameter, std=spread if "table" in name else 0.15)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(folder, model.eval(), VOCABULARY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, exported."""
+    target = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_onnx(tiny_checkpoint, target, threads=1)
+    return target
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the exported tiny model that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
