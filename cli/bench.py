@@ -1,0 +1,173 @@
+"""``hat-bench``: does it retrieve the same, and how fast is it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hat_export.cli import common
+from hat_export.cli.export import QuietOption, SpecOption, VocabularyOption
+
+app = typer.Typer(
+    help="Check recall parity and measure latency.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BackendOption = Annotated[str, typer.Option("--backend", help="What runs bundles.")]
+ReportOption = Annotated[
+    list[Path] | None,
+    typer.Option("--report", help="Write a report: .json, .md or .html; may be repeated."),
+]
+
+
+@app.callback()
+def program() -> None:
+    """Check recall parity and measure latency."""
+
+
+@app.command()
+def parity(
+    reference: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
+    candidate: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
+    data: Annotated[Path, typer.Option(help="Karpathy-format JSON, or the folder that holds one.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--images", help="Folder or zip of images; default: beside the JSON."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
+    captions: Annotated[
+        int, typer.Option(min=1, help="Captions per image; the official protocol takes 5.")
+    ] = 5,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many images, evenly spread.")
+    ] = None,
+    max_drop: Annotated[
+        str, typer.Option(help="Budget in points, e.g. r1=0.2,rsum=0.5.")
+    ] = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5",
+    batch: Annotated[int, typer.Option(min=1, help="Images or captions at a time.")] = 50,
+    backend: BackendOption = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    report: ReportOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare recall@K of two models on a dataset; exit status 1 if recall drops too far."""
+    from hat_export.dataset import read_karpathy
+    from hat_export.environment import machine, package_versions
+    from hat_export.evaluate import score_dataset
+    from hat_export.parity import compare, parity_report, parse_budget
+    from hat_export.report import check_report_path, write_report
+
+    budget = parse_budget(max_drop)
+    for path in report or []:
+        check_report_path(path)
+    dataset = read_karpathy(data, split, images or ()).take(captions).limit(limit)
+    progress = common.Progress(quiet)
+    architecture = common.read_spec(spec)
+    scores, names = [], []
+    for target in (reference, candidate):
+        progress.step(f"scoring with {target}")
+        with common.open_target(target, backend, threads, architecture, vocabulary) as session:
+            scores.append(score_dataset(session, dataset, batch, progress.count))
+            names.append(f"{target.name} ({session.backend})")
+    result = parity_report(
+        compare(scores[0], scores[1], dataset.owners),
+        (names[0], names[1]),
+        dataset.name,
+        budget,
+        {"machine": machine(), "versions": package_versions()},
+    )
+    common.show(result)
+    for path in report or []:
+        write_report(result, path)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def latency(
+    targets: Annotated[
+        list[Path], typer.Argument(help="Checkpoints (PyTorch) and bundles, the baseline first.")
+    ],
+    image_batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Images per call; may be repeated [1, 8].")
+    ] = None,
+    text_batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Captions per call; may be repeated [1, 32].")
+    ] = None,
+    words: Annotated[int, typer.Option(min=2, help="Word pieces per caption.")] = 16,
+    score_size: Annotated[
+        list[str] | None, typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32].")
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Threads; may be repeated; default: one per core."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Time per case.")] = 2.0,
+    calls: Annotated[int, typer.Option(min=1, help="Fewest counted calls per case.")] = 10,
+    backend: BackendOption = "onnxruntime",
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    report: ReportOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Time image encoder, text encoder and scoring of several targets in turn, in one run."""
+    from contextlib import ExitStack
+    from itertools import zip_longest
+
+    from hat_export.environment import default_threads, machine, package_versions
+    from hat_export.latency import cases_of, latency_report, measure
+    from hat_export.report import check_report_path, write_report
+
+    sizes = [parse_score_size(text) for text in score_size or ["8x32"]]
+    for path in report or []:
+        check_report_path(path)
+    architecture = common.read_spec(spec)
+    progress = common.Progress(quiet)
+    timings = []
+    for count in threads or [default_threads()]:
+        with ExitStack() as stack:
+            cases = []
+            for target in targets:
+                progress.step(f"opening {target} with {count} threads")
+                opened = common.open_target(target, backend, count, architecture, vocabulary)
+                session = stack.enter_context(opened)
+                name = f"{target.name} ({session.backend})"
+                batches = (image_batch or [1, 8], text_batch or [1, 32])
+                cases.append(cases_of(name, session, *batches, words, sizes))
+            groups = [[case for case in group if case is not None] for group in zip_longest(*cases)]
+            timings += measure(groups, seconds, calls, progress.count)
+    environment = {"machine": machine(), "versions": package_versions()}
+    result = latency_report(timings, words, environment)
+    common.show(result)
+    for path in report or []:
+        write_report(result, path)
+
+
+def parse_score_size(text: str) -> tuple[int, int]:
+    """``8x32`` as (images, captions).
+
+    Raises:
+        InputError: if it doesn't read so.
+    """
+    from hat_export.errors import InputError
+
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--score-size {text}: expected IMAGESxCAPTIONS, for example 8x32")
+    return int(parts[0]), int(parts[1])
+
+
+def main() -> None:
+    """Console script ``hat-bench``."""
+    common.run(app, "hat-bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""What both command lines share: errors as one line, progress, tables."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hat_export.errors import HatError, InputError
+
+if TYPE_CHECKING:
+    from hat_export.report import Report
+    from hat_export.session import Session
+    from hat_export.spec import ModelSpec
+
+#: Exit status of a process that Ctrl-C ended, as shells expect it.
+INTERRUPTED = 130
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a command line; an error of ours becomes one line and an exit status.
+
+    Args:
+        app: The commands.
+        name: Name of the program.
+    """
+    # A polite kill ends like Ctrl-C: through the handlers that clean up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status = app(prog_name=name, standalone_mode=False)
+    except HatError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; nothing was left behind", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone: nothing to tell, and nobody to tell it to.
+        sys.stderr.close()
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; close other programs, or use a smaller --batch", 1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error knows how to show itself
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(getattr(error, "exit_code", 2))
+    if status == INTERRUPTED:  # Typer has turned the interrupt into an exit status
+        _fail("interrupted; nothing was left behind", INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+class Progress:
+    """Progress lines on standard error: rewritten in place on a terminal, sparse elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._what = ""
+        self._started = time.monotonic()
+        self._shown = 0.0
+
+    def step(self, message: str) -> None:
+        """Show one step that has begun."""
+        if not self._quiet:
+            print(f"  {message}", file=sys.stderr, flush=True)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Show how far a loop is, and the time left at the pace so far."""
+        now = time.monotonic()
+        if what != self._what or done <= 1:
+            self._what, self._started, self._shown = what, now, 0.0
+        last = done >= total
+        pause = 0.2 if self._terminal else 15.0
+        if self._quiet or (not last and now - self._shown < pause):
+            return
+        self._shown = now
+        spent = now - self._started
+        left = "" if last else f", {spent / done * (total - done):.0f} s left"
+        end = "\n" if last or not self._terminal else ""
+        start = "\r\x1b[K" if self._terminal else ""
+        print(f"{start}  {what}: {done} of {total}{left}", end=end, file=sys.stderr, flush=True)
+
+
+def read_spec(path: Path | None) -> ModelSpec | None:
+    """The spec that ``--spec`` names: a preset or a JSON file.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    from hat_export.spec import PRESETS, ModelSpec
+
+    if path is None:
+        return None
+    if str(path) in PRESETS:
+        return PRESETS[str(path)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(PRESETS)
+        raise InputError(
+            f"{path}: neither a readable spec ({error}) nor a preset: {known}"
+        ) from None
+    return ModelSpec.parse(text, str(path))
+
+
+def open_target(
+    target: Path, backend: str, threads: int | None, spec: ModelSpec | None, vocabulary: Path | None
+) -> Session:
+    """A session on a checkpoint (PyTorch) or a bundle (``backend``)."""
+    from hat_export.api import load, open_bundle
+    from hat_export.bundle import is_bundle
+
+    if is_bundle(target):
+        return open_bundle(target, backend, threads)
+    return load(target, spec, vocabulary, threads)
+
+
+def show(report: Report) -> None:
+    """Print a report's summary and tables to the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A pipe has no width of its own: 80 columns would cut figures off.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in report.tables:
+        if not table.rows:
+            continue
+        shown = Table(title=table.title, title_justify="left", caption=table.note or None)
+        shown.caption_justify = "left"
+        for number, column in enumerate(table.columns):
+            shown.add_column(Text(column), justify="left" if number == 0 else "right")
+        for row in table.rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
+    for line in report.summary:
+        console.print(Text(line))

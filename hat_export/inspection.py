@@ -1,0 +1,64 @@
+"""What a bundle holds, as a report."""
+
+from __future__ import annotations
+
+from hat_export.bundle import Bundle, TensorSpec
+from hat_export.report import Report, Table
+
+
+def bundle_report(bundle: Bundle, verified: bool) -> Report:
+    """Graphs, files, origin and verification of a bundle.
+
+    Args:
+        bundle: A bundle whose files have been checked.
+        verified: Whether hashes were among the checks.
+    """
+    manifest = bundle.manifest
+    spec = manifest.spec
+    total = sum(info.bytes for info in manifest.files.values())
+    checked = "hashes" if verified else "sizes only, hashes not checked"
+    summary = (
+        f"{spec.name}, {manifest.precision}, opset {manifest.opset}, {total / 1e6:.1f} MB; "
+        f"intact ({checked}).",
+    )
+    graphs = tuple(
+        (
+            name,
+            graph.file,
+            str(graph.nodes),
+            f"{graph.attention_fused} of {graph.attention_expected}",
+            _signature(graph.inputs),
+            _signature(graph.outputs),
+        )
+        for name, graph in manifest.graphs.items()
+    )
+    columns = ("graph", "file", "nodes", "attention fused", "inputs", "outputs")
+    files = tuple(
+        (name, f"{info.bytes:,}", info.sha256[:16]) for name, info in manifest.files.items()
+    )
+    facts = [(key, _text(value)) for key, value in spec.to_json().items()]
+    origin = [(f"checkpoint {key}", _text(value)) for key, value in manifest.checkpoint.items()]
+    checks = [
+        (
+            f"{what} against PyTorch",
+            f"largest difference {found['largest_difference']:.2g}, "
+            f"tolerance {found['tolerance']:g}, {len(found['runs'])} runs",
+        )
+        for what, found in manifest.verification.items()
+    ]
+    tools = [(f"made with {name}", version) for name, version in manifest.tools.items()]
+    tables = (
+        Table("Model", ("field", "value"), tuple(facts)),
+        Table("Origin and verification", ("what", "value"), tuple(origin + checks + tools)),
+        Table("Files", ("file", "bytes", "SHA-256"), files),
+        Table("Graphs", columns, graphs),
+    )
+    return Report("bundle", str(bundle.path), None, summary, tables, manifest.to_json())
+
+
+def _signature(tensors: tuple[TensorSpec, ...]) -> str:
+    return "\n".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

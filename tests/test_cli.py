@@ -1,0 +1,267 @@
+"""The command lines as a user meets them: exit status, one line of error, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import VOCABULARY
+from hat_export.bundle import Bundle
+from hat_export.model.checkpoint import save_checkpoint
+from hat_export.model.hat import HAT
+
+PROGRAMS = {"hat-export": "hat_export.cli.export", "hat-bench": "hat_export.cli.bench"}
+
+
+def command(*arguments: object) -> list[str]:
+    program, *rest = map(str, arguments)
+    return [sys.executable, "-m", PROGRAMS[program], *rest]
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, timeout=300, **options
+    )
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of error, after checking that it is one."""
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight noise pictures with five captions each, in Karpathy's format."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    words = "red blue dog cat tree house old young runs sleeps".split()
+    images = []
+    for index in range(8):
+        pixels = random.integers(0, 256, (80, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+        sentences = [{"raw": " ".join(random.choice(words, 4))} for _ in range(6)]
+        images.append({"filename": f"{index}.png", "split": "test", "sentences": sentences})
+    (folder / "dataset_noise.json").write_text(json.dumps({"images": images, "dataset": "noise"}))
+    return folder
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help(program: str) -> None:
+    done = run(program, "--help")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+def test_help_of_every_command() -> None:
+    for program, names in (
+        ("hat-export", ["onnx", "inspect"]),
+        ("hat-bench", ["parity", "latency"]),
+    ):
+        for name in names:
+            done = run(program, name, "--help")
+            assert done.returncode == 0
+            assert "Usage:" in done.stdout
+
+
+def test_export_inspect_parity_latency(
+    tiny_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    done = run("hat-export", "onnx", tiny_checkpoint, bundle, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert "equal to PyTorch" in done.stdout
+    assert "10 of 10 attention fused" in done.stdout
+    done = run("hat-export", "inspect", bundle)
+    assert done.returncode == 0
+    assert "10 of 10" in done.stdout
+    assert "intact" in done.stdout
+    done = run("hat-export", "inspect", bundle, "--json")
+    assert json.loads(done.stdout)["format"] == "hat-export bundle"
+    reports = [tmp_path / f"parity.{ending}" for ending in ("json", "md", "html")]
+    options = [item for path in reports for item in ("--report", path)]
+    done = run("hat-bench", "parity", tiny_checkpoint, bundle, "--data", dataset, *options)
+    assert done.returncode == 0, done.stderr
+    assert "Parity passed" in done.stdout
+    content = json.loads(reports[0].read_text())
+    assert content["passed"] is True
+    assert content["data"]["captions"] == 40
+    assert content["data"]["score_difference"] < 2e-5
+    assert all(path.stat().st_size > 500 for path in reports)
+    done = run(
+        *("hat-bench", "latency", tiny_checkpoint, bundle, "--seconds", 0, "--calls", 2),
+        *("--image-batch", 1, "--text-batch", 2, "--threads", 1, "--threads", 2),
+        *("--report", tmp_path / "latency.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    timings = json.loads((tmp_path / "latency.json").read_text())["data"]["timings"]
+    assert len(timings) == 2 * 2 * 3
+    assert {row["threads"] for row in timings} == {1, 2}
+
+
+def test_parity_fails_over_the_budget(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    """The candidate is the same model with other weights: it retrieves something else."""
+    spec = Bundle.read(tiny_bundle).manifest.spec
+    torch.manual_seed(1)
+    save_checkpoint(tmp_path / "other", HAT(spec).eval(), VOCABULARY)
+    report = tmp_path / "parity.json"
+    # Trained or not, two random models rank 8 pictures differently: any drop fails at budget 0,
+    # so one of the two orders must.
+    budget = ("--data", dataset, "--max-drop", "r1=0,r5=0,r10=0,rsum=0", "--report", report)
+    codes = []
+    for pair in ((tiny_bundle, tmp_path / "other"), (tmp_path / "other", tiny_bundle)):
+        done = run("hat-bench", "parity", *pair, *budget)
+        codes.append(done.returncode)
+        failed = done.returncode == 1
+        assert ("Parity FAILED" in done.stdout) == failed, done.stderr
+        assert json.loads(report.read_text())["passed"] is not failed
+    assert 1 in codes
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "no such checkpoint" in error_of(run("hat-export", "onnx", tmp_path / "x.ckpt", out))
+    assert "no such bundle" in error_of(run("hat-export", "inspect", tmp_path / "x"))
+    assert "no such dataset" in error_of(
+        run("hat-bench", "parity", tmp_path, tmp_path, "--data", tmp_path / "x.json")
+    )
+    assert not out.exists()
+
+
+def test_a_truncated_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    content = (tiny_checkpoint / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    message = error_of(run("hat-export", "onnx", tmp_path / "cut.safetensors", tmp_path / "out"))
+    assert "cut.safetensors" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_with_code_in_it(tmp_path: Path) -> None:
+    import pickle
+    import zipfile
+
+    trace = tmp_path / "it-ran"
+
+    class Exploit:
+        def __reduce__(self):
+            return (os.system, (f"touch {trace}",))
+
+    path = tmp_path / "evil.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"state_dict": {"x": Exploit()}}))
+        archive.writestr("archive/version", "3\n")
+    message = error_of(run("hat-export", "onnx", path, tmp_path / "out"))
+    assert "system" in message
+    assert not trace.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_architecture_and_missing_keys(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    path = tmp_path / "other.safetensors"
+    safetensors.numpy.save_file({"conv1.weight": np.zeros((2, 2), np.float32)}, path)
+    assert "other.safetensors" in error_of(run("hat-export", "onnx", path, tmp_path / "out"))
+    folder = tmp_path / "less"
+    folder.mkdir()
+    weights = safetensors.numpy.load_file(tiny_checkpoint / "model.safetensors")
+    weights.pop("cross_modal_text_transform_2.bias")
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
+    for name in ("spec.json", "vocab.txt"):
+        (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
+    message = error_of(run("hat-export", "onnx", folder, tmp_path / "out"))
+    assert "cross_modal_text_transform_2.bias" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_byte_in_a_bundle(bundle_copy: Path) -> None:
+    path = bundle_copy / "image.onnx"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    path.write_bytes(content)
+    assert "SHA-256 differs" in error_of(run("hat-export", "inspect", bundle_copy))
+
+
+def test_a_full_disk(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 300 kB: the image graph doesn't fit."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = run("hat-export", "onnx", tiny_checkpoint, tmp_path / "out", preexec_fn=limit)
+    assert "can't be written" in error_of(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export(tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    process = subprocess.Popen(
+        command("hat-export", "onnx", tiny_checkpoint, tmp_path / "out"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any(path.name.startswith(".out.partial") for path in tmp_path.iterdir()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted; nothing was left behind"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_target_is_kept(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    before = (tiny_bundle / "manifest.json").read_bytes()
+    message = error_of(run("hat-export", "onnx", tiny_checkpoint, tiny_bundle))
+    assert "--overwrite" in message
+    assert (tiny_bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-drop", "r2=1"), "unknown key"),
+        (("--report", "x.pdf"), "a report ends in"),
+        (("--split", "nothing"), "no image of split"),
+        (("--backend", "magic"), "no backend 'magic'"),
+    ],
+)
+def test_wrong_options(
+    tiny_bundle: Path, dataset: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = run("hat-bench", "parity", tiny_bundle, tiny_bundle, "--data", dataset, *arguments)
+    assert message in error_of(done)
+
+
+def test_usage_errors_show_the_usage(tmp_path: Path) -> None:
+    done = run("hat-bench", "latency", tmp_path, "--image-batch", 0)
+    assert done.returncode == 2
+    assert "--image-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away(tiny_bundle: Path) -> None:
+    arguments = command("hat-export", "inspect", tiny_bundle, "--json")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait(timeout=60)
