@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SELF_TEST = "self_test.npz"
+PROJECTIONS = "projections.npz"
 GRAPHS = ("image", "text", "alignment")
 
 #: A manifest is a few kilobytes; anything far beyond is not one.
@@ -219,7 +220,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
         files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
     graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
-    needed = [TOKENIZER, SELF_TEST, *(graph.file for graph in graphs.values())]
+    needed = [TOKENIZER, SELF_TEST, PROJECTIONS, *(graph.file for graph in graphs.values())]
     missing = [name for name in needed if name not in files]
     if missing:
         raise BundleError(f"{source}: lists no file {missing[0]!r}; export again")

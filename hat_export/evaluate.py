@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -11,24 +12,16 @@ from jaxtyping import Float32, Int64
 from hat_export.dataset import CaptionDataset
 from hat_export.errors import InputError
 from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.index_captions import PreparedCaptions, prepare
 from hat_export.preprocess import ImageLike
+from hat_export.scoring import ScorableImages, score_reduced
 from hat_export.session import Session
+
+ImagesT = TypeVar("ImagesT")
+TextsT = TypeVar("TextsT")
 
 #: Called with what is being done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class TextBlock:
-    """Captions of like length, encoded together.
-
-    Attributes:
-        positions: Where the captions stand in the dataset.
-        features: Their features.
-    """
-
-    positions: Int64[np.ndarray, " captions"]
-    features: TextFeatures
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -37,7 +30,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 def encode_captions(
     session: Session, captions: Sequence[str], batch: int, progress: Progress = silent
-) -> list[TextBlock]:
+) -> Iterator[tuple[Int64[np.ndarray, " captions"], TextFeatures]]:
     """Encode captions in batches of like length, so that little padding is computed or stored.
 
     Args:
@@ -45,32 +38,20 @@ def encode_captions(
         captions: Texts.
         batch: Captions at a time.
         progress: Called after each batch.
+
+    Yields:
+        Where the captions of a batch stand in the dataset, and their features.
     """
     ids, mask = session.tokenizer.encode(captions)
     lengths = mask.sum(1)
     order = np.argsort(lengths, kind="stable")
-    blocks = []
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         words = int(lengths[chosen].max())
         features = session.encode_texts(ids[chosen, :words], mask[chosen, :words])
         _reject_nan("captions", features.levels)
-        blocks.append(TextBlock(chosen, features))
+        yield chosen, features
         progress("captions", min(start + batch, len(order)), len(order))
-    return blocks
-
-
-def encode_image_blocks(
-    session: Session, images: Iterator[ImageLike], total: int, batch: int
-) -> Iterator[tuple[int, ImageFeatures]]:
-    """Encode images in batches; yields the first image's number and the features."""
-    start = 0
-    while start < total:
-        count = min(batch, total - start)
-        features = session.encode_images([next(images) for _ in range(count)])
-        _reject_nan("images", features.levels)
-        yield start, features
-        start += count
 
 
 def score_dataset(
@@ -78,7 +59,8 @@ def score_dataset(
 ) -> Float32[np.ndarray, "images captions"]:
     """Score every image of a dataset with every caption of it.
 
-    Images are encoded, scored and forgotten block by block.
+    Images are encoded, scored and forgotten block by block. Where the session scores with the
+    native kernel, features stay in their reduced form, which is smaller and faster to score.
 
     Args:
         session: Any backend.
@@ -94,15 +76,53 @@ def score_dataset(
         DatasetError: if an image can't be read.
     """
     captions = dataset.captions
-    texts = encode_captions(session, captions, batch, progress)
+    score = _reduced(session) if session.scores_reduced else _full(session)
+    texts = [
+        (positions, score.prepare(features))
+        for positions, features in encode_captions(session, captions, batch, progress)
+    ]
     total = len(dataset.entries)
     scores = np.empty((total, len(captions)), np.float32)
-    for start, images in encode_image_blocks(session, dataset.images(), total, batch):
-        for block in texts:
-            part = session.score(images, block.features)
-            scores[start : start + len(images), block.positions] = part
-        progress("images scored", start + len(images), total)
+    pictures = dataset.images()
+    for start in range(0, total, batch):
+        count = min(batch, total - start)
+        images = score.encode([next(pictures) for _ in range(count)])
+        for positions, prepared in texts:
+            scores[start : start + count, positions] = score.run(images, prepared)
+        progress("images scored", start + count, total)
     return scores
+
+
+@dataclass(frozen=True)
+class _Scoring(Generic[ImagesT, TextsT]):
+    """How images and captions are kept, and how they are scored."""
+
+    prepare: Callable[[TextFeatures], TextsT]
+    encode: Callable[[Sequence[ImageLike]], ImagesT]
+    run: Callable[[ImagesT, TextsT], np.ndarray]
+
+
+def _full(session: Session) -> _Scoring[ImageFeatures, TextFeatures]:
+    def encode(images: Sequence[ImageLike]) -> ImageFeatures:
+        features = session.encode_images(images)
+        _reject_nan("images", features.levels)
+        return features
+
+    return _Scoring(lambda features: features, encode, session.score)
+
+
+def _reduced(session: Session) -> _Scoring[ScorableImages, PreparedCaptions]:
+    projections = session.projections
+
+    def encode(images: Sequence[ImageLike]) -> ScorableImages:
+        reduced = session.reduce_images(images)
+        _reject_nan("images", reduced.levels)
+        return ScorableImages.make(reduced, projections)
+
+    def run(images: ScorableImages, captions: PreparedCaptions) -> np.ndarray:
+        return score_reduced(images, captions, session.spec, session.threads)
+
+    return _Scoring(lambda features: prepare(features, projections), encode, run)
 
 
 def _reject_nan(what: str, levels: Sequence[np.ndarray]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from hat_export.bundle import SELF_TEST, Bundle
 from hat_export.errors import BundleError
+from hat_export.files import write_arrays
 from hat_export.session import Session
 from hat_export.spec import LEVELS, ModelSpec
 
@@ -77,13 +78,7 @@ def write_self_test(path: Path, spec: ModelSpec, reference: Session) -> None:
     for level in range(LEVELS):
         stored[f"image_level{level + 1}"] = _sample_regions(images, level)
         stored[f"text_level{level + 1}"] = _sample_words(texts, level)
-    # A zip with fixed dates, so that equal exports are equal byte for byte.
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in stored.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    write_arrays(path, stored)
 
 
 def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:

@@ -12,6 +12,8 @@ from jaxtyping import Float32, Int64
 
 from hat_export.errors import InputError
 from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.index import ReducedImages
+from hat_export.index_projection import Projections
 from hat_export.preprocess import ImageLike, ImagePreprocessor
 from hat_export.spec import ModelSpec
 from hat_export.tokenizer import CaptionTokenizer
@@ -56,13 +58,7 @@ class Session(ABC):
         Raises:
             InputError: on a wrong dtype or shape, or an unreadable image.
         """
-        pixels = images if isinstance(images, np.ndarray) else self.preprocess(images)
-        side = self.spec.image_size
-        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
-            raise InputError(
-                f"pixel values are {pixels.dtype} {list(pixels.shape)}; "
-                f"expected float32 [images, 3, {side}, {side}]"
-            )
+        pixels = self._pixels(images)
         if not len(pixels):
             return ImageFeatures(
                 tuple(
@@ -70,7 +66,26 @@ class Session(ABC):
                     for regions in self.spec.level_regions
                 )
             )
-        return ImageFeatures(self._encode_images(np.ascontiguousarray(pixels)))
+        return ImageFeatures(self._encode_images(pixels))
+
+    def reduce_images(
+        self, images: Float32[np.ndarray, "images 3 height width"] | Sequence[ImageLike]
+    ) -> ReducedImages:
+        """What a compact index keeps of images; see :mod:`hat_export.index`.
+
+        Args:
+            images: As for :meth:`encode_images`, at least one.
+
+        Returns:
+            Stage outputs at levels 1 and 2, features at level 3.
+
+        Raises:
+            InputError: as :meth:`encode_images`, or if there is no image.
+        """
+        pixels = self._pixels(images)
+        if not len(pixels):
+            raise InputError("no images to reduce; expected at least one")
+        return ReducedImages(self._reduce_images(pixels))
 
     def encode_texts(
         self,
@@ -131,9 +146,23 @@ class Session(ABC):
                 )
         return self._score(images, texts)
 
+    @property
+    def scores_reduced(self) -> bool:
+        """Whether scores may be taken from the reduced form, by the native kernel."""
+        return False
+
     @abstractmethod
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         """Features of a non-empty, checked batch."""
+
+    @abstractmethod
+    def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Stage outputs at levels 1 and 2 and features at level 3 of a non-empty, checked batch."""
+
+    @property
+    @abstractmethod
+    def projections(self) -> Projections:
+        """The projections from stage outputs to features at levels 1 and 2."""
 
     @abstractmethod
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -158,6 +187,16 @@ class Session(ABC):
     ) -> None:
         """Close the session."""
         self.close()
+
+    def _pixels(self, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
+        pixels = images if isinstance(images, np.ndarray) else self.preprocess(images)
+        side = self.spec.image_size
+        if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise InputError(
+                f"pixel values are {pixels.dtype} {list(pixels.shape)}; "
+                f"expected float32 [images, 3, {side}, {side}]"
+            )
+        return np.ascontiguousarray(pixels)
 
     def _check_texts(self, ids: np.ndarray, mask: np.ndarray) -> None:
         for name, array in (("input_ids", ids), ("attention_mask", mask)):

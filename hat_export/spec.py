@@ -20,6 +20,10 @@ Direction = Literal["i2t", "t2i"]
 LEVEL_STAGES = (1, 2, 3)
 LEVELS = len(LEVEL_STAGES)
 
+#: Levels, counted from 1, of which an index keeps the normed stage output instead of the features:
+#: at official size it is narrower there (256 and 512 against 768), but not at level 3 (1024).
+REDUCED_LEVELS = (1, 2)
+
 #: Parameter-name suffix of ``cross_modal_{image,text}_transform`` per level (official layout).
 LEVEL_SUFFIXES = ("_1", "_2", "")
 

@@ -68,7 +68,10 @@ def test_image_graph_equals_pytorch(tiny_checkpoint, form) -> None:
     pixels = np.random.default_rng(0).standard_normal((3, 3, 64, 64), np.float32)
     outputs = run(image_graph(loaded.spec, weights, form), {"pixel_values": pixels})
     with torch.inference_mode():
-        expected = loaded.model.encode_images(torch.from_numpy(pixels))
+        expected = [
+            *loaded.model.encode_images(torch.from_numpy(pixels)),
+            *loaded.model.image_stages(torch.from_numpy(pixels))[:2],
+        ]
     for ours, theirs in zip(outputs, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=5e-5)
 

@@ -34,6 +34,17 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.tokenizer",
         ),
     ),
+    (
+        "index and score",
+        (
+            "hat_export.index",
+            "hat_export.index_captions",
+            "hat_export.index_file",
+            "hat_export.index_projection",
+            "hat_export.index_storage",
+            "hat_export.scoring",
+        ),
+    ),
     ("bundle", ("hat_export.bundle", "hat_export.inspection")),
     ("model", ("hat_export.model",)),
     ("sessions", ("hat_export.backends", "hat_export.self_test", "hat_export.session")),
@@ -42,8 +53,11 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "hat_export.evaluate",
             "hat_export.export",
+            "hat_export.index_calibration",
             "hat_export.latency",
             "hat_export.parity",
+            "hat_export.scoring_benchmark",
+            "hat_export.search",
             "hat_export.train",
         ),
     ),
@@ -57,6 +71,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "torch": (
         "hat_export.backends.torch_backend",
         "hat_export.export",
+        "hat_export.kernels.alignment_torch",
         "hat_export.model.alignment",
         "hat_export.model.checkpoint",
         "hat_export.model.hat",
@@ -72,7 +87,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("hat_export.backends.onnxruntime_backend",),
     "tensorrt": (),
     "tensorrt_rtx": (),
-    "triton": (),
+    "triton": ("hat_export.kernels.alignment_triton",),
     "typer": ("hat_export.cli",),
 }
 

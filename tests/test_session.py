@@ -92,6 +92,19 @@ def test_images_by_path_and_by_picture(session: Session, tmp_path: Path) -> None
         np.testing.assert_array_equal(one, other)
 
 
+def test_reduced_images_project_to_the_features(session: Session) -> None:
+    pixels = noise_pixels(session.spec, 3, seed=4)
+    reduced, features = session.reduce_images(pixels), session.encode_images(pixels)
+    reduced.check(session.spec)
+    for stage, level, projection in zip(
+        reduced.levels, features.levels, session.projections.levels, strict=True
+    ):
+        projected = projection.apply(stage) if projection else stage
+        np.testing.assert_allclose(projected, level, atol=2e-5)
+    with pytest.raises(InputError, match="no images"):
+        session.reduce_images([])
+
+
 def test_empty_batches(session: Session) -> None:
     images = session.encode_images([])
     texts = session.encode_texts([])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from hat_export.bundle import TOKENIZER, Bundle
+from hat_export.bundle import PROJECTIONS, TOKENIZER, Bundle
 from hat_export.errors import BundleError
 from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.index_projection import Projections, read_projections
 from hat_export.scoring import score_with_kernel
 from hat_export.session import Session, score_in_blocks
 from hat_export.spec import LEVELS
 from hat_export.tokenizer import CaptionTokenizer
 
 IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
+REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
 TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
 
@@ -52,12 +54,25 @@ class OnnxRuntimeSession(Session):
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(self._graphs["image"].run(IMAGE_OUTPUTS, {"pixel_values": pixels}))
 
+    def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(self._graphs["image"].run(REDUCED_OUTPUTS, {"pixel_values": pixels}))
+
+    @property
+    def projections(self) -> Projections:
+        """The projections from stage outputs to features at levels 1 and 2."""
+        return read_projections(self._bundle.file(PROJECTIONS))
+
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = {"input_ids": ids, "attention_mask": mask}
         return tuple(self._graphs["text"].run(TEXT_OUTPUTS, feed))
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         return score_with_kernel(images, texts, self.spec, self.threads)
+
+    @property
+    def scores_reduced(self) -> bool:
+        """True for i2t: words attend to full-width regions, which have no reduced form."""
+        return self.spec.direction == "i2t"
 
     def score_with_graph(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Scores by the bundle's alignment graph, for comparison with the native kernel.

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from hat_export.features import ImageFeatures, TextFeatures
+from hat_export.index_projection import Projection, Projections
 from hat_export.model.alignment import alignment_scores
 from hat_export.model.checkpoint import load_hat
 from hat_export.model.hat import HAT
 from hat_export.session import Session, score_in_blocks
-from hat_export.spec import ModelSpec
+from hat_export.spec import LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
 from hat_export.tokenizer import CaptionTokenizer
 
 
@@ -37,6 +38,17 @@ class TorchSession(Session):
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
             return _arrays(self.model.encode_images(torch.from_numpy(pixels)))
+
+    def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        torch.set_num_threads(self.threads)
+        with torch.inference_mode():
+            first, second, third = self.model.image_stages(torch.from_numpy(pixels))
+            return _arrays((first, second, self.model.cross_modal_image_transform(third)))
+
+    @property
+    def projections(self) -> Projections:
+        """The projections from stage outputs to features at levels 1 and 2."""
+        return projections_of(self.model)
 
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         torch.set_num_threads(self.threads)
@@ -79,6 +91,20 @@ def open_checkpoint(
     loaded = load_hat(path, spec, vocabulary)
     tokenizer = CaptionTokenizer.from_vocabulary(loaded.vocabulary, loaded.spec.max_words)
     return TorchSession(loaded.model, tokenizer, threads)
+
+
+def projections_of(model: HAT) -> Projections:
+    """A model's projections at levels 1 and 2, for a compact index."""
+    first, second = (
+        Projection(
+            *(getattr(linear, name).detach().numpy() for name in ("weight", "bias")),
+        )
+        for linear in (
+            getattr(model, f"cross_modal_image_transform{suffix}")
+            for suffix in LEVEL_SUFFIXES[: len(REDUCED_LEVELS)]
+        )
+    )
+    return Projections(first, second)
 
 
 def _tensor(level: np.ndarray) -> torch.Tensor:

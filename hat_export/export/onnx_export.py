@@ -12,6 +12,7 @@ import onnx
 from hat_export.backends.onnxruntime_backend import open_session
 from hat_export.backends.torch_backend import TorchSession
 from hat_export.bundle import (
+    PROJECTIONS,
     SELF_TEST,
     TOKENIZER,
     Bundle,
@@ -30,6 +31,7 @@ from hat_export.export.graph import OPSET, GraphBuilder
 from hat_export.export.swin import image_graph
 from hat_export.export.verify import verify_bundle
 from hat_export.files import check_target, new_folder
+from hat_export.index_projection import write_projections
 from hat_export.model.checkpoint import load_hat
 from hat_export.self_test import run_self_test, write_self_test
 from hat_export.spec import ModelSpec
@@ -97,6 +99,7 @@ def export_onnx(
                 model, folder, name, layers, FUSED_OPERATORS[attention], external_data_bytes
             )
         (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+        write_projections(folder / PROJECTIONS, reference.projections)
         progress("writing the self-test")
         write_self_test(folder / SELF_TEST, loaded.spec, reference)
 

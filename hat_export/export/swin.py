@@ -14,7 +14,7 @@ import numpy as np
 
 from hat_export.export.attention import AttentionForm, attend
 from hat_export.export.graph import Dim, GraphBuilder
-from hat_export.spec import LEVEL_STAGES, LEVEL_SUFFIXES, ModelSpec
+from hat_export.spec import LEVEL_STAGES, LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
 
 LAYER_NORM_EPSILON = 1e-5
 SHIFT_MASK = -100.0
@@ -24,6 +24,9 @@ Weights = Mapping[str, np.ndarray]
 
 def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphBuilder:
     """``pixel_values`` [images, 3, H, W] to ``image_level1..3`` [images, regions, d].
+
+    ``image_stage1`` and ``image_stage2`` [images, regions, width], the normed stage outputs before
+    the projection, are outputs too: they are what a compact index keeps.
 
     Args:
         spec: The architecture.
@@ -36,6 +39,7 @@ def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> Graph
     order = window_order(spec.stage_sides[0], _window(spec, 0), 0)
     with graph.scope("vit_model.patch_embed"):
         tokens = _embed_patches(graph, pixels, spec, weights, order)
+    stages: list[str] = []
     norms = dict(zip(LEVEL_STAGES, ("norm_1", "norm_2", "norm"), strict=True))
     for stage, (stage_side, depth) in enumerate(zip(spec.stage_sides, spec.depths, strict=True)):
         prefix = f"vit_model.layers.{stage}"
@@ -63,9 +67,13 @@ def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> Graph
                     features, f"vit_model.{norms[stage]}", weights, LAYER_NORM_EPSILON
                 )
                 name = f"cross_modal_image_transform{suffix}"
-                features = graph.linear(features, name, weights)
+                projected = graph.linear(features, name, weights)
             shape: list[Dim] = ["images", stage_side**2, spec.dim]
-            graph.output(features, f"image_level{level + 1}", np.float32, shape)
+            graph.output(projected, f"image_level{level + 1}", np.float32, shape)
+            stages.append(features)
+    for level in REDUCED_LEVELS:
+        shape = ["images", spec.level_regions[level - 1], spec.level_widths[level - 1]]
+        graph.output(stages[level - 1], f"image_stage{level}", np.float32, shape)
     return graph
 
 

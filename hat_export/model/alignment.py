@@ -58,7 +58,8 @@ def level_scores(
         squared = (flat * (gram @ flat)).sum(1).reshape(captions, images, count)
         # Rounding can leave a tiny negative number where the attended vector is zero.
         product = squared.clamp_min(0).sqrt() * regions.norm(dim=2)
-        return (inner / product.clamp_min(COSINE_FLOOR)).mean(2).t()
+        cosine: Tensor = inner / product.clamp_min(COSINE_FLOOR)
+        return cosine.mean(2).t()
     leaky = leaky.masked_fill(~real, 0)
     norm = leaky.square().sum(1, keepdim=True).sqrt() + NORM_EPSILON
     attention = (softmax_lambda * leaky / norm).softmax(3)
@@ -67,7 +68,8 @@ def level_scores(
     size = attended.norm(dim=2).reshape(images, captions, length).permute(1, 2, 0)
     product = size * words.norm(dim=2).reshape(captions, length, 1)
     cosine = (inner / product.clamp_min(COSINE_FLOOR)).masked_fill(~mask[:, :, None], 0)
-    return (cosine.sum(1) / mask.sum(1, keepdim=True)).t()
+    mean: Tensor = cosine.sum(1) / mask.sum(1, keepdim=True)
+    return mean.t()
 
 
 def alignment_scores(

@@ -9,6 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from hat_export.errors import HatError, OutputError
+
 #: glibc hands large tensors back to the kernel after every step and page-faults them in again.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -23,8 +25,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("vocabulary", type=Path, help="bert-base-uncased vocab.txt, to be trimmed")
     parser.add_argument("out", type=Path, help="folder for the state, the log and the model")
     parser.add_argument("--pooled-steps", type=int, default=4000)
-    parser.add_argument("--alignment-steps", type=int, default=3500)
-    parser.add_argument("--hinge-steps", type=int, default=500)
+    parser.add_argument("--alignment-steps", type=int, default=2000)
+    parser.add_argument("--hinge-steps", type=int, default=300)
     parser.add_argument("--init", type=Path, help="start from these weights (last.pt of a run)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -37,6 +39,7 @@ def main() -> None:
     import torch
 
     from hat_export.dataset import read_karpathy
+    from hat_export.model.checkpoint import save_checkpoint
     from hat_export.model.hat import HAT
     from hat_export.preprocess import ImagePreprocessor
     from hat_export.spec import TINY
@@ -46,6 +49,8 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
+    if (arguments.out / "model").exists():
+        raise OutputError(f"{arguments.out / 'model'}: exists already; choose another folder")
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept, test_seen = hold_out(read_karpathy(arguments.data, "train"))
     pieces = trimmed_vocabulary(arguments.vocabulary, kept.captions, TINY.max_words)
@@ -66,7 +71,7 @@ def main() -> None:
     )
     stages = (
         Stage("pooled", arguments.pooled_steps, 64, 2, 8e-4, "cosine", 1.0),
-        Stage("alignment", arguments.alignment_steps, 64, 2, 6e-4, "cosine", 0.7),
+        Stage("alignment", arguments.alignment_steps, 64, 2, 5e-4, "cosine", 0.8),
         Stage("hinge", arguments.hinge_steps, 96, 1, 5e-5, "step", 0.5, frozen_steps=100),
     )
     for stage in stages:
@@ -74,6 +79,7 @@ def main() -> None:
             trainer.run(stage)
     best = HAT(spec)
     best.load_state_dict(torch.load(arguments.out / "best.pt", weights_only=True))
+    save_checkpoint(arguments.out / "model", best.eval(), vocabulary)
     results = {}
     for dataset in (validation, read_karpathy(arguments.data, "test"), test_seen):
         results[dataset.name] = evaluate(best, dataset, preprocess, tokenizer).to_json()
@@ -85,4 +91,7 @@ if __name__ == "__main__":
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         os.environ.update(MALLOC)
         os.execv(sys.executable, [sys.executable, "-m", "hat_export.train", *sys.argv[1:]])
-    main()
+    try:
+        main()
+    except HatError as error:
+        sys.exit(f"error: {error}")

@@ -107,10 +107,12 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.mask_id = tokenizer.id_of("[MASK]")
         self.best = -1.0
+        self.stages: list[Stage] = []
         self.log: list[dict[str, Any]] = []
 
     def run(self, stage: Stage, evaluations: int = 8) -> None:
         """Train one stage, evaluating at even distances."""
+        self.stages.append(stage)
         optimizer = self._optimizer(stage)
         every = max(1, stage.steps // evaluations)
         started, total = time.monotonic(), 0.0
@@ -219,7 +221,7 @@ class Trainer:
         if result.rsum > self.best:
             self.best = result.rsum
             torch.save(weights, self.folder / "best.pt")
-        log = {"stages": [asdict(stage)], "log": self.log}
+        log = {"stages": [asdict(item) for item in self.stages], "log": self.log}
         (self.folder / "log.json").write_text(json.dumps(log, indent=1))
 
 

@@ -1,0 +1,304 @@
+"""Captions prepared for scoring against an image index, in memory or in a file of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from hat_export.errors import IndexFileError, InputError
+from hat_export.features import TextFeatures
+from hat_export.index_file import RecordFile
+from hat_export.index_projection import (
+    REDUCED_LEVELS,
+    Projections,
+    pool,
+    pooled_width,
+    stored_widths,
+)
+from hat_export.index_storage import Storage, encode, storage_named
+from hat_export.kernels.alignment_cpu import LevelCaptions, prepare_captions
+from hat_export.spec import LEVELS, ModelSpec
+
+_KIND = "captions"
+
+
+@dataclass(frozen=True)
+class PreparedCaptions:
+    """What scoring needs of some captions.
+
+    Attributes:
+        levels: Per level, the packed words: folded at levels 1 and 2 if made with projections.
+        pooled: float32 [captions, 3 d], a unit vector per level (:func:`pool`).
+    """
+
+    levels: tuple[LevelCaptions, ...]
+    pooled: Float32[np.ndarray, "captions pooled"]
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.pooled)
+
+    def one(self, position: int) -> PreparedCaptions:
+        """A single caption, as views: exactly the numbers that the whole has of it."""
+        levels = []
+        for level in self.levels:
+            lengths = np.diff(level.caption_start)
+            first, last = level.caption_start[position : position + 2]
+            squares = int(np.square(lengths[:position]).sum())
+            length = int(lengths[position])
+            offset = None if level.word_offset is None else level.word_offset[first:last]
+            gram = level.gram[squares : squares + length * length]
+            start = np.array([0, length], np.int64)
+            levels.append(LevelCaptions(level.words[first:last], offset, gram, start))
+        return PreparedCaptions(tuple(levels), self.pooled[position : position + 1])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[PreparedCaptions]) -> PreparedCaptions:
+        """All captions of several blocks, in order; at least one block."""
+        levels = tuple(_joined([part.levels[n] for part in parts]) for n in range(LEVELS))
+        return cls(levels, np.concatenate([part.pooled for part in parts]))
+
+
+def _joined(parts: Sequence[LevelCaptions]) -> LevelCaptions:
+    lengths = np.concatenate([np.diff(part.caption_start) for part in parts])
+    offsets = [part.word_offset for part in parts if part.word_offset is not None]
+    return LevelCaptions(
+        np.concatenate([part.words for part in parts]),
+        np.concatenate(offsets) if offsets else None,
+        np.concatenate([part.gram for part in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def prepare(texts: TextFeatures, projections: Projections | None) -> PreparedCaptions:
+    """Prepare captions for scoring.
+
+    Args:
+        texts: Word features; at least one caption.
+        projections: Of the model: for an image index. None for images at full width.
+
+    Returns:
+        The captions, in order.
+
+    Raises:
+        InputError: if there is none, or widths don't fit.
+        BackendUnavailableError: if the kernel's library is missing.
+    """
+    folds = projections.levels if projections is not None else (None,) * LEVELS
+    levels = tuple(
+        prepare_captions(words, texts.lengths)
+        if fold is None
+        else prepare_captions(words, texts.lengths, fold.weight, fold.bias)
+        for words, fold in zip(texts.levels, folds, strict=True)
+    )
+    pooled = np.concatenate([pool(words, texts.lengths) for words in texts.levels], axis=1)
+    return PreparedCaptions(levels, pooled)
+
+
+def spec_sha256(spec: ModelSpec) -> str:
+    """Hash of a spec's fields, as hex digits."""
+    return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+class CaptionIndex:
+    """Prepared captions in a ``.hatidx`` file; made by :meth:`create` or :meth:`open`.
+
+    Attributes:
+        file: The container.
+        spec: Architecture that the captions belong to.
+        storage: Precision of the words; Gram matrices are float64, the rest float32.
+        folded: Whether the words are folded for an image index.
+    """
+
+    def __init__(self, file: RecordFile) -> None:
+        self.file = file
+        meta = file.metadata
+        if meta.get("kind") != _KIND:
+            raise IndexFileError(
+                f"{file.path}: an index of {meta.get('kind')}; expected one of {_KIND}"
+            )
+        self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
+        self.storage: Storage = storage_named(meta["precision"])
+        self.folded: bool = meta["projections_sha256"] is not None
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        spec: ModelSpec,
+        model: str,
+        projections: Projections | None,
+        precision: str = "float32",
+    ) -> Self:
+        """An empty caption index.
+
+        Args:
+            path: Where; must not exist.
+            spec: Architecture.
+            model: SHA-256 of the model's weights, or any other name of them.
+            projections: Of the model, to fold the words; None to keep their full width.
+            precision: A name of :data:`hat_export.index_storage.STORAGES`.
+
+        Raises:
+            InputError: on an unknown precision or projections of another architecture.
+            OutputError: if the path exists or can't be written.
+        """
+        storage_named(precision)
+        if projections is not None:
+            projections.check(spec)
+        metadata = {
+            "kind": _KIND,
+            "spec": spec.to_json(),
+            "spec_sha256": spec_sha256(spec),
+            "model": model,
+            "projections_sha256": None if projections is None else projections.sha256,
+            "precision": precision,
+            "widths": list(_widths(spec, projections is not None)),
+            "pooled_width": pooled_width(spec),
+        }
+        return cls(RecordFile.create(path, metadata))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing caption index.
+
+        Raises:
+            IndexFileError: if it is missing, damaged or an index of images.
+        """
+        return cls(RecordFile.open(path))
+
+    def __len__(self) -> int:
+        """Number of captions."""
+        return len(self.file)
+
+    @property
+    def ids(self) -> list[str]:
+        """Identifier of every caption."""
+        return self.file.ids
+
+    @property
+    def projections_sha256(self) -> str | None:
+        """Hash of the projections that the words were folded with."""
+        value: str | None = self.file.metadata["projections_sha256"]
+        return value
+
+    def append(
+        self, ids: Sequence[str], texts: TextFeatures, projections: Projections | None
+    ) -> None:
+        """Add captions: all or none of them.
+
+        Args:
+            ids: One new identifier per caption.
+            texts: Their word features.
+            projections: Those that the index was created with.
+
+        Raises:
+            InputError: if the features, ids or projections don't fit.
+            OutputError: if the file can't be written.
+        """
+        check_projections(self.file, projections)
+        if texts.levels[0].shape[2] != self.spec.dim:
+            raise InputError(
+                f"text features are {texts.levels[0].shape[2]} wide; expected {self.spec.dim}"
+            )
+        if not len(texts):
+            self.file.append([], ids)
+            return
+        captions = prepare(texts, projections)
+        payloads = [self._payload(captions.one(number)) for number in range(len(captions))]
+        self.file.append(payloads, ids)
+
+    def block(self, start: int, stop: int) -> PreparedCaptions:
+        """Captions ``start`` to ``stop`` (not counted), decoded to float32; at least one."""
+        return self.take(range(start, stop))
+
+    def take(self, positions: Sequence[int]) -> PreparedCaptions:
+        """Some captions in the given order, decoded to float32; at least one."""
+        return PreparedCaptions.concatenate(
+            [self._decoded(self.file.record(position)) for position in positions]
+        )
+
+    def verify(self) -> None:
+        """Check every byte; errors as in :meth:`RecordFile.verify`."""
+        self.file.verify()
+
+    def close(self) -> None:
+        """Release the file."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        """The index itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the index."""
+        self.close()
+
+    def _payload(self, caption: PreparedCaptions) -> bytes:
+        words = len(caption.levels[0].words)
+        content = bytearray(np.array([words, 0], "<u4").tobytes())
+        content += caption.pooled.astype("<f4").tobytes()
+        for number, level in enumerate(caption.levels, start=1):
+            # The float64 part comes first, so that every part stays aligned to its item size.
+            content += bytes(-len(content) % 8)
+            content += level.gram.astype("<f8").tobytes()
+            if level.word_offset is not None:
+                content += level.word_offset.astype("<f4").tobytes()
+            stored, scales = encode(self.storage, level.words, f"words of level {number}")
+            if scales is not None:
+                content += scales.astype("<f4").tobytes()
+            content += stored.tobytes()
+        return bytes(content)
+
+    def _decoded(self, record: np.ndarray) -> PreparedCaptions:
+        words = int(record[:4].view("<u4")[0])
+        at = 8
+
+        def part(dtype: str | np.dtype[Any], count: int) -> np.ndarray:
+            nonlocal at
+            first, at = at, at + np.dtype(dtype).itemsize * count
+            return np.frombuffer(record[first:at].tobytes(), dtype)
+
+        pooled = part("<f4", pooled_width(self.spec)).astype(np.float32)
+        start = np.array([0, words], np.int64)
+        levels = []
+        for level, width in enumerate(_widths(self.spec, self.folded), start=1):
+            at += -at % 8
+            gram = part("<f8", words * words).astype(np.float64)
+            folded = self.folded and level in REDUCED_LEVELS
+            offset = part("<f4", words).astype(np.float32) if folded else None
+            scales = part("<f4", words).astype(np.float32) if self.storage.scaled else None
+            stored = part(self.storage.dtype, words * width).reshape(words, width)
+            levels.append(LevelCaptions(self.storage.decode(stored, scales), offset, gram, start))
+        return PreparedCaptions(tuple(levels), pooled[None])
+
+
+def check_projections(file: RecordFile, projections: Projections | None) -> None:
+    """Refuse projections other than those that an index was created with.
+
+    Raises:
+        InputError: naming the index.
+    """
+    given = None if projections is None else projections.sha256
+    if given != file.metadata["projections_sha256"]:
+        raise InputError(
+            f"{file.path}: was made with other projections than those given; use the model that "
+            f"the index was made with ({file.metadata['model']})"
+        )
+
+
+def _widths(spec: ModelSpec, folded: bool) -> tuple[int, ...]:
+    return stored_widths(spec) if folded else (spec.dim,) * LEVELS
