@@ -65,6 +65,10 @@ def parity(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use only so many images, evenly spread.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Show the mean over so many folds too (COCO 1K: 5)."),
+    ] = None,
     max_drop: Annotated[
         str, typer.Option(help="Budget in points, e.g. r1=0.2,rsum=0.5.")
     ] = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5",
@@ -79,14 +83,18 @@ def parity(
     """Compare recall@K of two models on a dataset; exit status 1 if recall drops too far."""
     from hat_export.dataset import read_karpathy
     from hat_export.environment import machine, package_versions
+    from hat_export.errors import InputError
     from hat_export.evaluate import score_dataset
     from hat_export.parity import compare, parity_report, parse_budget
     from hat_export.report import check_report_path, write_report
+    from hat_export.retrieval import fold_mean
 
     budget = parse_budget(max_drop)
     for path in report or []:
         check_report_path(path)
     dataset = read_karpathy(data, split, images or ()).take(captions).limit(limit)
+    if folds and len(dataset.entries) % folds:
+        raise InputError(f"--folds {folds} does not divide {len(dataset.entries)} images")
     progress = common.Progress(quiet)
     architecture = common.read_spec(spec)
     scores, names = [], []
@@ -101,6 +109,7 @@ def parity(
         dataset.name,
         budget,
         {"machine": machine(), "versions": package_versions()},
+        folds and (folds, *(fold_mean(part, dataset.owners, folds) for part in scores)),
     )
     common.show(result)
     for path in report or []:

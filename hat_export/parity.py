@@ -178,6 +178,7 @@ def parity_report(
     dataset: str,
     budget: Mapping[str, float],
     environment: Mapping[str, Any],
+    folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None = None,
 ) -> Report:
     """The report of a comparison.
 
@@ -187,6 +188,8 @@ def parity_report(
         dataset: What to call the dataset.
         budget: Limits, see :meth:`Parity.violations`.
         environment: Machine and versions.
+        folds: Number of folds, and the mean metrics over them of reference and candidate, from
+            :func:`hat_export.retrieval.fold_mean`.
     """
     violations = parity.violations(budget)
     ties = sum(item.tie for item in parity.changed)
@@ -213,9 +216,13 @@ def parity_report(
         "changed": [asdict(item) | {"tie": item.tie} for item in parity.changed],
         "environment": dict(environment),
     }
-    tables = (_recall_table(parity, names, dataset), _changed_table(parity))
+    tables = [_recall_table(parity, names, dataset), _changed_table(parity)]
+    if folds:
+        count, before, after = folds
+        data["folds"] = {"count": count, "reference": dict(before), "candidate": dict(after)}
+        tables.insert(1, _fold_table(count, names, before, after))
     title = f"Recall parity: {names[1]} against {names[0]}"
-    return Report("parity", title, not violations, summary, tables, data)
+    return Report("parity", title, not violations, summary, tuple(tables), data)
 
 
 def _recall_table(parity: Parity, names: tuple[str, str], dataset: str) -> Table:
@@ -238,6 +245,19 @@ def _recall_table(parity: Parity, names: tuple[str, str], dataset: str) -> Table
         "A score equal to the right answer's counts as ranked before it."
     )
     return Table("Recall", columns, tuple(rows), note)
+
+
+def _fold_table(
+    count: int, names: tuple[str, str], before: Mapping[str, float], after: Mapping[str, float]
+) -> Table:
+    keys = [f"{side}_r{at}" for side in ("i2t", "t2i") for at in RECALL_AT]
+    columns = ("", *(key.replace("_r", " R@") for key in keys), "rsum")
+    rows = tuple(
+        (name, *(f"{found[key]:.2f}" for key in (*keys, "rsum")))
+        for name, found in zip(names, (before, after), strict=True)
+    )
+    note = f"Mean over {count} consecutive folds of the images, each with its own captions."
+    return Table(f"Recall over {count} folds", columns, rows, note)
 
 
 def _changed_table(parity: Parity, most: int = 20) -> Table:

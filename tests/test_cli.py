@@ -95,12 +95,14 @@ def test_export_inspect_parity_latency(
     assert json.loads(done.stdout)["format"] == "hat-export bundle"
     reports = [tmp_path / f"parity.{ending}" for ending in ("json", "md", "html")]
     options = [item for path in reports for item in ("--report", path)]
+    options += ["--folds", 2]
     done = run("hat-bench", "parity", tiny_checkpoint, bundle, "--data", dataset, *options)
     assert done.returncode == 0, done.stderr
     assert "Parity passed" in done.stdout
     content = json.loads(reports[0].read_text())
     assert content["passed"] is True
     assert content["data"]["captions"] == 40
+    assert content["data"]["folds"]["count"] == 2
     assert content["data"]["score_difference"] < 2e-5
     assert all(path.stat().st_size > 500 for path in reports)
     done = run(
@@ -241,6 +243,7 @@ def test_an_existing_target_is_kept(tiny_checkpoint: Path, tiny_bundle: Path) ->
         (("--report", "x.pdf"), "a report ends in"),
         (("--split", "nothing"), "no image of split"),
         (("--backend", "magic"), "no backend 'magic'"),
+        (("--folds", "3"), "--folds 3 does not divide 8 images"),
     ],
 )
 def test_wrong_options(

@@ -1,0 +1,320 @@
+"""What the compact index costs and gives: precision, two-stage search, full size, many images.
+
+    python bench/search.py precision            # error and recall of every storage, demo model
+    python bench/search.py two-stage            # recall and latency against the exact search
+    python bench/search.py full                 # 1,000 x 5,000 at official size, made-up features
+    python bench/search.py large                # one query against 100,000 images, made-up features
+
+Each part prints its rows and writes them with machine and versions to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+THREADS = len(os.sched_getaffinity(0))
+
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy is imported
+    os.environ.setdefault(variable, str(THREADS))
+
+import numpy as np  # noqa: E402
+
+import hat_export  # noqa: E402
+from hat_export.dataset import CaptionDataset, read_karpathy  # noqa: E402
+from hat_export.environment import machine, package_versions, peak_memory  # noqa: E402
+from hat_export.evaluate import encode_captions, score_dataset  # noqa: E402
+from hat_export.features import TextFeatures  # noqa: E402
+from hat_export.index import ImageIndex, ReducedImages  # noqa: E402
+from hat_export.index_calibration import calibrate, measure_search  # noqa: E402
+from hat_export.index_captions import CaptionIndex  # noqa: E402
+from hat_export.index_projection import Projection, Projections  # noqa: E402
+from hat_export.index_storage import STORAGES  # noqa: E402
+from hat_export.retrieval import RECALL_AT, fold_mean, rank  # noqa: E402
+from hat_export.search import coarse_scores, score_index, search  # noqa: E402
+from hat_export.session import Session  # noqa: E402
+from hat_export.spec import OFFICIAL, TINY, ModelSpec  # noqa: E402
+
+
+def demo_session(folder: Path) -> Session:
+    """The demo model as a bundle, exported once."""
+    bundle = folder / "tiny"
+    if not (bundle / "manifest.json").exists():
+        source = ROOT / "demo" / "hat-tiny-emojicap"
+        command = [sys.executable, "-m", "hat_export.cli.export", "onnx", str(source), str(bundle)]
+        subprocess.run(command, check=True)
+    return hat_export.open_bundle(bundle, threads=THREADS)
+
+
+def demo_texts(session: Session, dataset: CaptionDataset) -> TextFeatures:
+    """Word features of every caption, in dataset order."""
+    blocks = list(encode_captions(session, dataset.captions, 100))
+    together = TextFeatures.concatenate([features for _, features in blocks])
+    back = np.argsort(np.concatenate([positions for positions, _ in blocks]))
+    return TextFeatures(tuple(level[back] for level in together.levels), together.lengths[back])
+
+
+def demo_index(session: Session, dataset: CaptionDataset, path: Path, storage: str) -> ImageIndex:
+    """The images of a dataset as an index."""
+    projections = session.projections
+    index = ImageIndex.create(path, session.spec, "demo", projections, storage)
+    pictures = list(dataset.images())
+    names = [entry.name for entry in dataset.entries]
+    for start in range(0, len(pictures), 100):
+        reduced = session.reduce_images(pictures[start : start + 100])
+        index.append(names[start : start + 100], reduced, projections)
+    return index
+
+
+def float64_scores(
+    session: Session, dataset: CaptionDataset, texts: TextFeatures, images: int
+) -> np.ndarray:
+    """The formula in float64 on the float32 features, attended vectors and all."""
+    pictures = [next(iter_) for iter_ in [dataset.images()] for _ in range(images)]
+    features = session.encode_images(pictures)
+    scores = np.zeros((images, len(texts)))
+    for regions, words in zip(features.levels, texts.levels, strict=True):
+        x = regions.astype(np.float64)
+        for caption, length in enumerate(texts.lengths):
+            c = words[caption, :length].astype(np.float64)
+            dots = x @ c.T
+            leaky = np.where(dots > 0, dots, 0.1 * dots)
+            leaky /= np.sqrt(np.square(leaky).sum(1, keepdims=True)) + 1e-8
+            weight = np.exp(session.spec.softmax_lambda * leaky)
+            attended = (weight / weight.sum(2, keepdims=True)) @ c
+            size = np.linalg.norm(x, axis=2) * np.linalg.norm(attended, axis=2)
+            scores[:, caption] += ((x * attended).sum(2) / np.maximum(size, 1e-8)).mean(1)
+    return scores
+
+
+def precision(folder: Path) -> list[dict[str, Any]]:
+    """Size, error and recall of every storage on the demo model's test split."""
+    dataset = read_karpathy(ROOT / "demo" / "emojicap", "test")
+    rows = []
+    with demo_session(folder) as session, tempfile.TemporaryDirectory(dir=folder) as temporary:
+        texts = demo_texts(session, dataset)
+        truth = float64_scores(session, dataset, texts, 40)
+        for storage in STORAGES:
+            path = Path(temporary) / f"{storage}.hatidx"
+            with demo_index(session, dataset, path, storage) as index:
+                scores = score_index(index, texts, session.projections, THREADS)
+                result = rank(scores, dataset.owners)
+                rows.append(
+                    {
+                        "storage": storage,
+                        "bytes_per_image": path.stat().st_size / len(index),
+                        "largest_error": float(np.abs(scores[:40] - truth).max()),
+                        "i2t": [round(result.i2t.recall(at), 2) for at in RECALL_AT],
+                        "t2i": [round(result.t2i.recall(at), 2) for at in RECALL_AT],
+                        "rsum": round(result.rsum, 2),
+                    }
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def two_stage(folder: Path) -> list[dict[str, Any]]:
+    """Recall and latency of both kinds of candidates; N chosen on val, measured on test."""
+    rows = []
+    with demo_session(folder) as session, tempfile.TemporaryDirectory(dir=folder) as temporary:
+        projections = session.projections
+        data = {name: read_karpathy(ROOT / "demo/emojicap", name) for name in ("val", "test")}
+        texts = {name: demo_texts(session, dataset) for name, dataset in data.items()}
+        indexes = {
+            name: demo_index(session, dataset, Path(temporary) / f"{name}.hatidx", "float16")
+            for name, dataset in data.items()
+        }
+        exact = {
+            name: score_index(indexes[name], texts[name], projections, THREADS) for name in data
+        }
+        for candidates in ("level3", "pooled"):
+            chosen = {}
+            for name, dataset in data.items():
+                coarse = coarse_scores(indexes[name], texts[name], projections, candidates, THREADS)
+                found = calibrate(exact[name], coarse, dataset.owners)
+                chosen[name] = found
+                print(candidates, name, json.dumps(found.to_json()["rescore"]), flush=True)
+            calibrated = chosen["val"].rescore[0.1]
+            settings = sorted({10, 20, 50, 100, 200, max(10, calibrated)})
+            every = np.arange(0, len(texts["test"]), 10)
+            some = TextFeatures(
+                tuple(level[every] for level in texts["test"].levels), texts["test"].lengths[every]
+            )
+            owners = [data["test"].owners[position] for position in every]
+            report = measure_search(
+                indexes["test"], some, projections, owners, candidates, settings, THREADS
+            ).to_json()
+            last = report["points"][-1]["median_ms"]
+            for point in report["points"]:
+                point["times_faster"] = round(last / point["median_ms"], 1)
+                recalls = {
+                    f"loss_r{at}_all_captions": round(
+                        chosen["test"].exact[at] - chosen["test"].recall(at, point["rescore"]), 2
+                    )
+                    for at in RECALL_AT
+                }
+                print(candidates, {**point, **recalls}, flush=True)
+                rows.append({"candidates": candidates, **point, **recalls})
+        for index in indexes.values():
+            index.close()
+    return rows
+
+
+def random_projections(spec: ModelSpec, random: np.random.Generator) -> Projections:
+    """Made-up projections of the right shapes."""
+    first, second = (
+        Projection(
+            random.standard_normal((spec.dim, width), np.float32) / np.float32(width**0.5),
+            random.standard_normal(spec.dim, np.float32) / np.float32(10),
+        )
+        for width in spec.level_widths[:2]
+    )
+    return Projections(first, second)
+
+
+def random_images(spec: ModelSpec, count: int, random: np.random.Generator) -> ReducedImages:
+    """Made-up stage outputs and features."""
+    widths = (*spec.level_widths[:2], spec.dim)
+    return ReducedImages(
+        tuple(
+            random.standard_normal((count, regions, width), np.float32)
+            for regions, width in zip(spec.level_regions, widths, strict=True)
+        )
+    )
+
+
+def random_texts(spec: ModelSpec, count: int, random: np.random.Generator) -> TextFeatures:
+    """Made-up word features; lengths of Flickr30K's captions, 8 to 17."""
+    lengths = random.integers(8, 18, count)
+    shape = (count, int(lengths.max()), spec.dim)
+    levels = tuple(random.standard_normal(shape, np.float32) for _ in range(3))
+    return TextFeatures(levels, lengths)
+
+
+def full(folder: Path) -> list[dict[str, Any]]:
+    """A complete 1,000 x 5,000 score of official size, and recall from it."""
+    random = np.random.default_rng(0)
+    projections = random_projections(OFFICIAL, random)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        images = ImageIndex.create(
+            Path(temporary) / "images.hatidx", OFFICIAL, "made-up", projections, "float16"
+        )
+        for start in range(0, 1000, 20):
+            names = [str(start + number) for number in range(20)]
+            images.append(names, random_images(OFFICIAL, 20, random), projections)
+        captions = CaptionIndex.create(
+            Path(temporary) / "captions.hatidx", OFFICIAL, "made-up", projections, "float32"
+        )
+        for start in range(0, 5000, 50):
+            names = [str(start + number) for number in range(50)]
+            captions.append(names, random_texts(OFFICIAL, 50, random), projections)
+        size = (Path(temporary) / "images.hatidx").stat().st_size
+        started, shown = time.perf_counter(), [0.0]
+
+        def progress(what: str, done: int, total: int) -> None:
+            spent = time.perf_counter() - started
+            if spent - shown[0] > 15 or done == total:
+                shown[0] = spent
+                left = spent / done * (total - done)
+                print(f"{what}: {done:,} of {total:,}, {left:.0f} s left", flush=True)
+
+        scores = score_index(images, captions, projections, THREADS, progress)
+        seconds = time.perf_counter() - started
+        owners = [caption // 5 for caption in range(5000)]
+        whole, folds = rank(scores, owners), fold_mean(scores, owners, 5)
+        row = {
+            "images": 1000,
+            "captions": 5000,
+            "seconds": round(seconds, 1),
+            "ms_per_pair": 1e3 * seconds / scores.size,
+            "index_bytes_per_image": size / 1000,
+            "peak_memory_bytes": peak_memory(),
+            "threads": THREADS,
+            "rsum_of_noise": whole.rsum,
+            "rsum_of_noise_five_folds": folds["rsum"],
+        }
+        images.close()
+        captions.close()
+    print(row, flush=True)
+    return [row]
+
+
+def large(folder: Path) -> list[dict[str, Any]]:
+    """One query against more and more made-up images of the demo model's size."""
+    random = np.random.default_rng(0)
+    spec, rows = TINY, []
+    projections = random_projections(spec, random)
+    queries = random_texts(spec, 20, random)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "large.hatidx"
+        index = ImageIndex.create(path, spec, "made-up", projections, "float16")
+        for goal in (1_000, 10_000, 100_000):
+            while len(index) < goal:
+                count = min(1000, goal - len(index))
+                names = [str(len(index) + number) for number in range(count)]
+                index.append(names, random_images(spec, count, random), projections)
+            for candidates, rescore in (("pooled", 100), ("level3", 100), ("pooled", None)):
+                seconds = []
+                for number in range(20 if rescore else 3):
+                    started = time.perf_counter()
+                    query = queries[number : number + 1]
+                    search(index, query, projections, 10, candidates, rescore, THREADS)
+                    seconds.append(time.perf_counter() - started)
+                rows.append(
+                    {
+                        "images": goal,
+                        "search": f"{candidates}, rescore {rescore}" if rescore else "exact",
+                        "median_ms": 1e3 * float(np.median(seconds)),
+                        "file_bytes": path.stat().st_size,
+                        "peak_memory_bytes": peak_memory(),
+                    }
+                )
+                print(rows[-1], flush=True)
+        index.close()
+    return rows
+
+
+def scaling(folder: Path) -> list[dict[str, Any]]:
+    """Time of the whole demo evaluation over images x captions."""
+    rows = []
+    with demo_session(folder) as session:
+        for images in (125, 250, 500, 1000):
+            dataset = read_karpathy(ROOT / "demo/emojicap", "test").limit(images)
+            started = time.perf_counter()
+            score_dataset(session, dataset)
+            rows.append({"images": images, "seconds": time.perf_counter() - started})
+            print(rows[-1], flush=True)
+    return rows
+
+
+PARTS = {
+    "precision": precision,
+    "two-stage": two_stage,
+    "full": full,
+    "large": large,
+    "scaling": scaling,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = PARTS[arguments.part](arguments.out)
+    content = {"rows": rows, "machine": machine(), "versions": package_versions()}
+    path = arguments.out / f"search_{arguments.part}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
