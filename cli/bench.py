@@ -103,13 +103,17 @@ def parity(
         with common.open_target(target, backend, threads, architecture, vocabulary) as session:
             scores.append(score_dataset(session, dataset, batch, progress.count))
             names.append(f"{target.name} ({session.backend})")
+    averages = None
+    if folds:
+        before, after = (fold_mean(part, dataset.owners, folds) for part in scores)
+        averages = (folds, before, after)
     result = parity_report(
         compare(scores[0], scores[1], dataset.owners),
         (names[0], names[1]),
         dataset.name,
         budget,
         {"machine": machine(), "versions": package_versions()},
-        folds and (folds, *(fold_mean(part, dataset.owners, folds) for part in scores)),
+        averages,
     )
     common.show(result)
     for path in report or []:

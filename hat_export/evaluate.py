@@ -75,8 +75,19 @@ def score_dataset(
         InputError: if a feature is NaN or infinite.
         DatasetError: if an image can't be read.
     """
+    if session.scores_reduced:
+        return _score_blocks(_reduced(session), session, dataset, batch, progress)
+    return _score_blocks(_full(session), session, dataset, batch, progress)
+
+
+def _score_blocks(
+    score: _Scoring[ImagesT, TextsT],
+    session: Session,
+    dataset: CaptionDataset,
+    batch: int,
+    progress: Progress,
+) -> np.ndarray:
     captions = dataset.captions
-    score = _reduced(session) if session.scores_reduced else _full(session)
     texts = [
         (positions, score.prepare(features))
         for positions, features in encode_captions(session, captions, batch, progress)

@@ -17,7 +17,6 @@ from hat_export.errors import IndexFileError, InputError
 from hat_export.features import TextFeatures
 from hat_export.index_file import RecordFile
 from hat_export.index_projection import (
-    REDUCED_LEVELS,
     Projections,
     pool,
     pooled_width,
@@ -25,7 +24,7 @@ from hat_export.index_projection import (
 )
 from hat_export.index_storage import Storage, encode, storage_named
 from hat_export.kernels.alignment_cpu import LevelCaptions, prepare_captions
-from hat_export.spec import LEVELS, ModelSpec
+from hat_export.spec import LEVELS, REDUCED_LEVELS, ModelSpec
 
 _KIND = "captions"
 

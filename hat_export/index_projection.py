@@ -95,7 +95,7 @@ class Projections:
 
 def write_projections(path: Path, projections: Projections) -> None:
     """Write the projections to an ``.npz``."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for level, projection in zip(
         REDUCED_LEVELS, (projections.first, projections.second), strict=True
     ):

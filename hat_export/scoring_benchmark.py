@@ -58,7 +58,7 @@ class Workload:
     def multiplications(self) -> int:
         """Of the dot products in the reduced width."""
         _, regions, width = self.hidden.shape
-        return len(self.hidden) * regions * width * int(self.lengths.sum())
+        return int(len(self.hidden) * regions * width * self.lengths.sum())
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,10 @@ def scoring_report(
     cells, numbers = _row(everything, work)
     rows.append(("all levels", "", *cells))
     data.append({"level": "all", **numbers})
-    columns = ("", "regions x width", "kernel ms/pair", "GFLOP/s", "best sgemm ms/pair")
-    columns += ("share of sgemm", "PyTorch ms/pair", "times faster")
+    columns = (
+        *("", "regions x width", "kernel ms/pair", "GFLOP/s", "best sgemm ms/pair"),
+        *("share of sgemm", "PyTorch ms/pair", "times faster"),
+    )
     words = float(workload.lengths.mean())
     note = (
         f"{spec.direction}, {threads} threads, path {path}; {len(workload.hidden)} images x "
@@ -260,7 +262,7 @@ def _torch_products(
     torch.set_num_threads(threads)
     left, right = torch.from_numpy(words), torch.from_numpy(flat)
     whole = torch.empty(len(words), len(flat))
-    blocked = left.to_mkldnn()  # type: ignore[no-untyped-call]
+    blocked = left.to_mkldnn()
 
     def mkl() -> None:
         for group in groups:

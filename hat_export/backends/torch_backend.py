@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class TorchSession(Session):
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
             first, second, third = self.model.image_stages(torch.from_numpy(pixels))
-            return _arrays((first, second, self.model.cross_modal_image_transform(third)))
+            projection = cast(torch.nn.Linear, self.model.cross_modal_image_transform)
+            return _arrays((first, second, projection(third)))
 
     @property
     def projections(self) -> Projections:

@@ -211,6 +211,7 @@ def save_checkpoint(folder: Path, model: HAT, vocabulary_path: Path) -> None:
         try:
             metadata = {"format": "pt", SPEC_METADATA: json.dumps(model.spec.to_json())}
             save_file(weights, partial / WEIGHTS_NAME, metadata)
+            (partial / WEIGHTS_NAME).chmod(0o644)  # the library writes it for its owner only
             (partial / SPEC_NAME).write_text(text, encoding="utf-8")
             shutil.copyfile(vocabulary_path, partial / VOCABULARY_NAME)
             partial.rename(folder)

@@ -6,6 +6,8 @@ Parameter names are those of timm 1.x and transformers inside ``vit_model`` and
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -42,22 +44,21 @@ class HAT(nn.Module):
         # HAT's own LayerNorms on the stage outputs; the last stage uses Swin's final ``norm``.
         self.vit_model.norm_1 = nn.LayerNorm(spec.level_widths[0])
         self.vit_model.norm_2 = nn.LayerNorm(spec.level_widths[1])
-        self.text_transformer = BertModel(
-            BertConfig(
-                vocab_size=spec.vocab_size,
-                hidden_size=spec.text_dim,
-                num_hidden_layers=spec.text_layers,
-                num_attention_heads=spec.text_heads,
-                intermediate_size=spec.text_hidden,
-                hidden_act="gelu",
-                hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=dropout,
-                max_position_embeddings=spec.text_positions,
-                layer_norm_eps=1e-12,
-                attn_implementation="sdpa",
-            ),
-            add_pooling_layer=False,
+        config = BertConfig(
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.text_dim,
+            num_hidden_layers=spec.text_layers,
+            num_attention_heads=spec.text_heads,
+            intermediate_size=spec.text_hidden,
+            hidden_act="gelu",
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            max_position_embeddings=spec.text_positions,
+            layer_norm_eps=1e-12,
         )
+        # text_states hands over a boolean mask, which this implementation takes and eager doesn't.
+        config._attn_implementation = "sdpa"
+        self.text_transformer = BertModel(config, add_pooling_layer=False)
         for suffix, width in zip(LEVEL_SUFFIXES, spec.level_widths, strict=True):
             setattr(self, f"cross_modal_image_transform{suffix}", nn.Linear(width, spec.dim))
             setattr(self, f"cross_modal_text_transform{suffix}", nn.Linear(spec.text_dim, spec.dim))
@@ -73,7 +74,10 @@ class HAT(nn.Module):
         """
         swin = self.vit_model
         x = swin.patch_embed(pixel_values)
-        norms = dict(zip(LEVEL_STAGES, (swin.norm_1, swin.norm_2, swin.norm), strict=True))
+        norms = {
+            stage: cast(nn.LayerNorm, norm)
+            for stage, norm in zip(LEVEL_STAGES, (swin.norm_1, swin.norm_2, swin.norm), strict=True)
+        }
         levels = []
         for stage, layer in enumerate(swin.layers):
             x = layer(x)  # timm 1.x merges patches at a stage's start: this is before the merging
