@@ -1,7 +1,6 @@
-"""What the compact index costs and gives: precision, two-stage search, full size, many images.
+"""What the compact index costs and gives: precision, full size, many images.
 
     python bench/search.py precision            # error and recall of every storage, demo model
-    python bench/search.py two-stage            # recall and latency against the exact search
     python bench/search.py full                 # 1,000 x 5,000 at official size, made-up features
     python bench/search.py large                # one query against 100,000 images, made-up features
 
@@ -31,15 +30,15 @@ import numpy as np  # noqa: E402
 import hat_export  # noqa: E402
 from hat_export.dataset import CaptionDataset, read_karpathy  # noqa: E402
 from hat_export.environment import machine, package_versions, peak_memory  # noqa: E402
-from hat_export.evaluate import encode_captions, score_dataset  # noqa: E402
+from hat_export.evaluate import score_dataset  # noqa: E402
 from hat_export.features import TextFeatures  # noqa: E402
 from hat_export.index import ImageIndex, ReducedImages  # noqa: E402
-from hat_export.index_calibration import calibrate, measure_search  # noqa: E402
 from hat_export.index_captions import CaptionIndex  # noqa: E402
 from hat_export.index_projection import Projection, Projections  # noqa: E402
 from hat_export.index_storage import STORAGES  # noqa: E402
 from hat_export.retrieval import RECALL_AT, fold_mean, rank  # noqa: E402
-from hat_export.search import coarse_scores, score_index, search  # noqa: E402
+from hat_export.search import score_index, search  # noqa: E402
+from hat_export.search_benchmark import build_index, encode_texts  # noqa: E402
 from hat_export.session import Session  # noqa: E402
 from hat_export.spec import OFFICIAL, TINY, ModelSpec  # noqa: E402
 
@@ -52,26 +51,6 @@ def demo_session(folder: Path) -> Session:
         command = [sys.executable, "-m", "hat_export.cli.export", "onnx", str(source), str(bundle)]
         subprocess.run(command, check=True)
     return hat_export.open_bundle(bundle, threads=THREADS)
-
-
-def demo_texts(session: Session, dataset: CaptionDataset) -> TextFeatures:
-    """Word features of every caption, in dataset order."""
-    blocks = list(encode_captions(session, dataset.captions, 100))
-    together = TextFeatures.concatenate([features for _, features in blocks])
-    back = np.argsort(np.concatenate([positions for positions, _ in blocks]))
-    return TextFeatures(tuple(level[back] for level in together.levels), together.lengths[back])
-
-
-def demo_index(session: Session, dataset: CaptionDataset, path: Path, storage: str) -> ImageIndex:
-    """The images of a dataset as an index."""
-    projections = session.projections
-    index = ImageIndex.create(path, session.spec, "demo", projections, storage)
-    pictures = list(dataset.images())
-    names = [entry.name for entry in dataset.entries]
-    for start in range(0, len(pictures), 100):
-        reduced = session.reduce_images(pictures[start : start + 100])
-        index.append(names[start : start + 100], reduced, projections)
-    return index
 
 
 def float64_scores(
@@ -100,11 +79,11 @@ def precision(folder: Path) -> list[dict[str, Any]]:
     dataset = read_karpathy(ROOT / "demo" / "emojicap", "test")
     rows = []
     with demo_session(folder) as session, tempfile.TemporaryDirectory(dir=folder) as temporary:
-        texts = demo_texts(session, dataset)
+        texts = encode_texts(session, dataset)
         truth = float64_scores(session, dataset, texts, 40)
         for storage in STORAGES:
             path = Path(temporary) / f"{storage}.hatidx"
-            with demo_index(session, dataset, path, storage) as index:
+            with build_index(session, dataset, path, storage) as index:
                 scores = score_index(index, texts, session.projections, THREADS)
                 result = rank(scores, dataset.owners)
                 rows.append(
@@ -118,53 +97,6 @@ def precision(folder: Path) -> list[dict[str, Any]]:
                     }
                 )
                 print(rows[-1], flush=True)
-    return rows
-
-
-def two_stage(folder: Path) -> list[dict[str, Any]]:
-    """Recall and latency of both kinds of candidates; N chosen on val, measured on test."""
-    rows = []
-    with demo_session(folder) as session, tempfile.TemporaryDirectory(dir=folder) as temporary:
-        projections = session.projections
-        data = {name: read_karpathy(ROOT / "demo/emojicap", name) for name in ("val", "test")}
-        texts = {name: demo_texts(session, dataset) for name, dataset in data.items()}
-        indexes = {
-            name: demo_index(session, dataset, Path(temporary) / f"{name}.hatidx", "float16")
-            for name, dataset in data.items()
-        }
-        exact = {
-            name: score_index(indexes[name], texts[name], projections, THREADS) for name in data
-        }
-        for candidates in ("level3", "pooled"):
-            chosen = {}
-            for name, dataset in data.items():
-                coarse = coarse_scores(indexes[name], texts[name], projections, candidates, THREADS)
-                found = calibrate(exact[name], coarse, dataset.owners)
-                chosen[name] = found
-                print(candidates, name, json.dumps(found.to_json()["rescore"]), flush=True)
-            calibrated = chosen["val"].rescore[0.1]
-            settings = sorted({10, 20, 50, 100, 200, max(10, calibrated)})
-            every = np.arange(0, len(texts["test"]), 10)
-            some = TextFeatures(
-                tuple(level[every] for level in texts["test"].levels), texts["test"].lengths[every]
-            )
-            owners = [data["test"].owners[position] for position in every]
-            report = measure_search(
-                indexes["test"], some, projections, owners, candidates, settings, THREADS
-            ).to_json()
-            last = report["points"][-1]["median_ms"]
-            for point in report["points"]:
-                point["times_faster"] = round(last / point["median_ms"], 1)
-                recalls = {
-                    f"loss_r{at}_all_captions": round(
-                        chosen["test"].exact[at] - chosen["test"].recall(at, point["rescore"]), 2
-                    )
-                    for at in RECALL_AT
-                }
-                print(candidates, {**point, **recalls}, flush=True)
-                rows.append({"candidates": candidates, **point, **recalls})
-        for index in indexes.values():
-            index.close()
     return rows
 
 
@@ -297,7 +229,6 @@ def scaling(folder: Path) -> list[dict[str, Any]]:
 
 PARTS = {
     "precision": precision,
-    "two-stage": two_stage,
     "full": full,
     "large": large,
     "scaling": scaling,

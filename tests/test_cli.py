@@ -116,6 +116,26 @@ def test_export_inspect_parity_latency(
     assert {row["threads"] for row in timings} == {1, 2}
 
 
+def test_scoring_and_search(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    report = ("--report", tmp_path / "report.json")
+    done = run(
+        *("hat-bench", "scoring", "--images", 2, "--captions", 4, "--rounds", 2),
+        *("--formula-captions", 2, "--threads", 1, *report),
+    )
+    assert done.returncode == 0, done.stderr
+    levels = json.loads((tmp_path / "report.json").read_text())["data"]["levels"]
+    assert [row["level"] for row in levels] == [1, 2, 3, "all"]
+    done = run(
+        *("hat-bench", "search", tiny_bundle, "--data", dataset, "--calibration-split", "test"),
+        *("--queries", 4, "--threads", 1, *report),
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "report.json").read_text())["data"]
+    assert {"level3", "pooled"} <= set(content)
+    assert content["pooled"]["latency"]["points"][-1]["rescore"] == 8
+    assert "chosen on noise/test" in done.stdout
+
+
 def test_parity_fails_over_the_budget(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     """The candidate is the same model with other weights: it retrieves something else."""
     spec = Bundle.read(tiny_bundle).manifest.spec

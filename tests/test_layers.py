@@ -58,6 +58,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.parity",
             "hat_export.scoring_benchmark",
             "hat_export.search",
+            "hat_export.search_benchmark",
             "hat_export.train",
         ),
     ),
