@@ -79,7 +79,7 @@ class LevelCaptions:
     caption_start: Int64[np.ndarray, " starts"]
 
 
-def _library_file() -> Path:
+def library_file() -> Path:
     override = os.environ.get(LIBRARY_VARIABLE)
     if override:
         return Path(override)
@@ -124,7 +124,7 @@ def _load(file: Path) -> ctypes.CDLL:
 
 
 def _library() -> ctypes.CDLL:
-    return _load(_library_file())
+    return _load(library_file())
 
 
 def _check(library: ctypes.CDLL, status: int) -> None:

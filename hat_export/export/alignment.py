@@ -16,6 +16,10 @@ COSINE_FLOOR = 1e-8
 #: Stands for minus infinity in logits that are at most lambda.
 MASKED = -1e30
 
+#: The operator of the library that ``hat_export.kernels.alignment_ort`` names.
+OPERATOR_DOMAIN = "hat_export"
+OPERATOR_TYPE = "HierarchicalAlignment"
+
 
 def alignment_graph(spec: ModelSpec) -> GraphBuilder:
     """``image_level*``, ``text_level*``, ``attention_mask`` to ``scores`` [images, captions].
@@ -24,14 +28,7 @@ def alignment_graph(spec: ModelSpec) -> GraphBuilder:
         spec: The architecture.
     """
     graph = GraphBuilder("alignment")
-    names = range(1, LEVELS + 1)
-    images = [
-        graph.input(f"image_level{level}", np.float32, ["images", regions, spec.dim])
-        for level, regions in zip(names, spec.level_regions, strict=True)
-    ]
-    shape: list[Dim] = ["captions", "words", spec.dim]
-    texts = [graph.input(f"text_level{level}", np.float32, shape) for level in names]
-    mask = graph.input("attention_mask", np.int64, ["captions", "words"])
+    images, texts, mask = _inputs(graph, spec)
     with graph.scope("alignment.mask"):
         real = graph.node("Cast", [mask], {"to": 1})
     level_scores = _level_i2t if spec.direction == "i2t" else _level_t2i
@@ -44,6 +41,37 @@ def alignment_graph(spec: ModelSpec) -> GraphBuilder:
         total = graph.node("Add", [graph.node("Add", [third, first]), second])
     graph.output(total, "scores", np.float32, ["images", "captions"])
     return graph
+
+
+def alignment_operator_graph(spec: ModelSpec) -> GraphBuilder:
+    """The inputs and the output of :func:`alignment_graph`, with one custom operator in between.
+
+    A session loads it only after ``register_custom_ops_library`` of the library that
+    ``hat_export.kernels.alignment_ort.library_path`` names; it runs on the CPU.
+
+    Args:
+        spec: The architecture.
+    """
+    graph = GraphBuilder("alignment")
+    images, texts, mask = _inputs(graph, spec)
+    attributes = {"direction": spec.direction, "softmax_lambda": float(spec.softmax_lambda)}
+    with graph.scope("alignment"):
+        scores = graph.node(OPERATOR_TYPE, [*images, *texts, mask], attributes, OPERATOR_DOMAIN)
+    graph.output(scores, "scores", np.float32, ["images", "captions"])
+    return graph
+
+
+def _inputs(graph: GraphBuilder, spec: ModelSpec) -> tuple[list[str], list[str], str]:
+    """Declares the features of images, those of captions, per level, and the attention mask."""
+    names = range(1, LEVELS + 1)
+    images = [
+        graph.input(f"image_level{level}", np.float32, ["images", regions, spec.dim])
+        for level, regions in zip(names, spec.level_regions, strict=True)
+    ]
+    shape: list[Dim] = ["captions", "words", spec.dim]
+    texts = [graph.input(f"text_level{level}", np.float32, shape) for level in names]
+    mask = graph.input("attention_mask", np.int64, ["captions", "words"])
+    return images, texts, mask
 
 
 def _dots(graph: GraphBuilder, regions: str, words: str, dim: int) -> str:
