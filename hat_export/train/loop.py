@@ -115,7 +115,8 @@ class Trainer:
         self.stages.append(stage)
         optimizer = self._optimizer(stage)
         every = max(1, stage.steps // evaluations)
-        started, total = time.monotonic(), 0.0
+        started = time.monotonic()
+        losses: list[float] = []
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate_at(step) * group["factor"]
@@ -128,10 +129,11 @@ class Trainer:
             with torch.no_grad():
                 self.scales.clamp_(0, math.log(50.0))
             self._average(step)
-            total += float(loss.detach())
+            losses.append(float(loss.detach()))
             if (step + 1) % every == 0 or step + 1 == stage.steps:
-                self._evaluate(stage, step + 1, total / every, time.monotonic() - started)
-                total = 0.0
+                mean = sum(losses) / len(losses)
+                self._evaluate(stage, step + 1, mean, time.monotonic() - started)
+                losses.clear()
 
     def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
