@@ -27,6 +27,10 @@ from hat_export.spec import LEVELS, ModelSpec
 
 _KIND = "images"
 
+#: Pooled vectors that are kept in memory, in bytes: 116,000 images of official size. A query then
+#: costs a matrix product instead of reading and decoding a part of every record.
+POOLED_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class ReducedImages:
@@ -136,6 +140,7 @@ class ImageIndex:
         self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
         self.storage: Storage = storage_named(meta["precision"])
         self.layout = record_layout(self.spec, self.storage)
+        self._pooled = np.empty((0, pooled_width(self.spec)), np.float32)
 
     @classmethod
     def create(
@@ -256,6 +261,19 @@ class ImageIndex:
     ) -> Float32[np.ndarray, "images pooled"]:
         """Pooled vectors of some images: float32 [images, 3 d], a unit vector per level."""
         return self._array("pooled", positions).astype(np.float32)
+
+    def all_pooled(self) -> Float32[np.ndarray, "images pooled"] | None:
+        """Pooled vectors of all images, kept in memory from the first call on.
+
+        Returns:
+            float32 [images, 3 d]; None if they take more than :data:`POOLED_BYTES`.
+        """
+        if 4 * len(self) * self._pooled.shape[1] > POOLED_BYTES:
+            return None
+        if len(self._pooled) < len(self):
+            added = self.pooled(np.arange(len(self._pooled), len(self)))
+            self._pooled = np.concatenate([self._pooled, added])
+        return self._pooled
 
     def verify(self) -> None:
         """Check every byte of the file.

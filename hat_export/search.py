@@ -136,6 +136,10 @@ def pooled_scores(
         float32 [images, captions].
     """
     weight = np.repeat(np.asarray(weights, np.float32), index.spec.dim)
+    kept = index.all_pooled()
+    if kept is not None:
+        everything: np.ndarray = kept @ (captions.pooled * weight).T
+        return everything
     scores = np.empty((len(index), len(captions)), np.float32)
     count = max(1, DECODED_BYTES // (4 * len(weight)))
     for start in range(0, len(index), count):
@@ -209,7 +213,7 @@ def search(
     captions: Captions,
     projections: Projections,
     top_k: int,
-    candidates: str = "level3",
+    candidates: str = "pooled",
     rescore: int | None = None,
     threads: int = 1,
 ) -> list[Hits]:

@@ -5,6 +5,7 @@ The number of candidates is chosen on one split and judged on another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from hat_export.session import Session
 
 #: Numbers of candidates shown besides the chosen one.
 STEPS = (10, 20, 50, 100, 200, 500)
+
+#: The calibrated number is the smallest that served one sample; another needs some more.
+SAFETY = 2
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def run(
     for split in (calibration, test):
         coarse = coarse_scores(split.index, split.texts, projections, candidates, threads)
         found.append(calibrate(split.exact, coarse, split.dataset.owners, (recall_loss,)))
-    chosen = _chosen(found[0], recall_loss, len(test.index))
+    chosen = choose_candidates(found[0], recall_loss, len(test.index))
     step = max(1, len(test.texts) // queries)
     some = np.arange(0, len(test.texts), step)
     owners = [test.dataset.owners[position] for position in some.tolist()]
@@ -145,9 +149,20 @@ def run(
     return found[0], found[1], report
 
 
-def _chosen(calibration: Calibration, recall_loss: float, images: int) -> int:
-    """Candidates for a loss: at least as many as recall@10 shows, at most all."""
-    return min(images, max(RECALL_AT[-1], calibration.rescore[float(recall_loss)]))
+def choose_candidates(calibration: Calibration, recall_loss: float, images: int) -> int:
+    """Candidates that a loss needs in an index of another size.
+
+    The place of a right answer among the candidates grows with the number of images, so the number
+    is carried over as a share of them, times :data:`SAFETY`.
+
+    Args:
+        calibration: On the calibration split.
+        recall_loss: Points, one of those calibrated.
+        images: Images of the index that is searched.
+    """
+    needed = max(RECALL_AT[-1], calibration.rescore[float(recall_loss)])
+    calibrated = len(calibration.recalls[RECALL_AT[0]])
+    return min(images, math.ceil(SAFETY * needed * max(1.0, images / calibrated)))
 
 
 def search_report(
@@ -166,7 +181,7 @@ def search_report(
     """
     tables, summary, data = [], [], {}
     for candidates, (chosen_on, judged_on, measured) in results.items():
-        chosen = _chosen(chosen_on, recall_loss, measured.images)
+        chosen = choose_candidates(chosen_on, recall_loss, measured.images)
         exact_ms = measured.points[-1].median_ms
         rows = []
         for point in measured.points:

@@ -80,9 +80,13 @@ class LevelCaptions:
 
 
 def library_file() -> Path:
+    """Where the kernel's library is, or should be."""
     override = os.environ.get(LIBRARY_VARIABLE)
-    if override:
-        return Path(override)
+    return Path(override) if override else _installed_file()
+
+
+@functools.cache  # a query of a search asks a dozen times
+def _installed_file() -> Path:
     suffix = "dylib" if sys.platform == "darwin" else "so"
     name = f"libhat_alignment.{suffix}"
     # An editable installation keeps this file in the source tree and the library in the

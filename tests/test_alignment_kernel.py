@@ -387,7 +387,7 @@ def test_missing_or_foreign_library(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_library_exports_only_its_interface() -> None:
-    file = str(alignment_cpu._library_file())
+    file = str(alignment_cpu.library_file())
     try:
         listing = subprocess.run(
             ["nm", "-D", "--defined-only", file], capture_output=True, text=True, check=True

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hat_export.index
 import hat_export.search
 from hat_export.errors import InputError
-from hat_export.index import ImageIndex
+from hat_export.index import ImageIndex, ReducedImages
 from hat_export.index_calibration import Calibration, calibrate, measure_search
 from hat_export.index_captions import CaptionIndex, prepare
 from hat_export.kernels import alignment_cpu
@@ -27,6 +28,7 @@ from hat_export.search import (
     search,
     top_positions,
 )
+from hat_export.search_benchmark import choose_candidates
 from index_samples import MEDIUM, Sample, exact_scores, sample
 
 IMAGES, CAPTIONS = 20, 15
@@ -195,6 +197,34 @@ def test_pooled_scores_are_weighted_cosines(data: Sample, index: ImageIndex) -> 
     scores = pooled_scores(index, captions, weights=(0.5, 1.0, 2.0))
     # 288 float32 products, whose sizes sum to 3.5 at most: 288 x 2^-24 x 3.5.
     np.testing.assert_allclose(scores, expected, rtol=0, atol=6e-5)
+
+
+def test_pooled_vectors_in_memory_follow_the_file(
+    data: Sample, index: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = prepare(data.texts, data.projections)
+    growing = ImageIndex.create(tmp_path / "g.hatidx", data.spec, "m", data.projections, "float32")
+    for part in (slice(0, 7), slice(7, IMAGES)):
+        some = ReducedImages(tuple(level[part] for level in data.images.levels))
+        growing.append(data.image_ids[part], some, data.projections)
+        scores = pooled_scores(growing, captions)
+        assert scores.shape == (len(growing), CAPTIONS)
+    kept = growing.all_pooled()
+    np.testing.assert_array_equal(kept, growing.pooled(np.arange(IMAGES)))
+    monkeypatch.setattr(hat_export.index, "POOLED_BYTES", 0)
+    assert growing.all_pooled() is None
+    # The same vectors, block by block: only the order of summation may differ.
+    np.testing.assert_allclose(pooled_scores(growing, captions), scores, atol=1e-5)
+    growing.close()
+
+
+def test_candidates_are_carried_over_as_a_share() -> None:
+    curve = {at: np.full(100, 50.0) for at in RECALL_AT}
+    found = Calibration(500, dict.fromkeys(RECALL_AT, 50.0), curve, {0.1: 15, 1.0: 3})
+    assert choose_candidates(found, 0.1, 100) == 30
+    assert choose_candidates(found, 0.1, 1000) == 300
+    assert choose_candidates(found, 1.0, 100) == 20  # recall@10 shows ten
+    assert choose_candidates(found, 0.1, 20) == 20
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
