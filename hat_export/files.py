@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -37,12 +38,11 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: if the target exists, or its parent can't be written to, or the disk is full.
     """
     check_target(target, overwrite)
+    # Named before it is made: an interrupt right after the making must find it to remove it.
+    work = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise _unwritable(target, error) from None
-    try:
+        work.mkdir(mode=0o700)
         yield work
         work.chmod(0o755)
         _sync(work)
