@@ -1,4 +1,4 @@
-"""Scaled dot-product attention in the forms that runtimes execute as one fused operator."""
+"""Scaled dot-product attention, as one operator or taken apart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 
 from hat_export.export.graph import GraphBuilder
 
-#: How attention is written: the standard operator of opset 23, ONNX Runtime's own operator, or as
-#: matrix products and a softmax for runtimes that know neither.
-AttentionForm = Literal["onnx", "onnxruntime", "decomposed"]
+#: How attention is written: the standard operator of opset 23, or as matrix products and a softmax
+#: for runtimes that don't know it.
+AttentionForm = Literal["onnx", "decomposed"]
 
-FUSED_OPERATORS = {"onnx": "Attention", "onnxruntime": "MultiHeadAttention", "decomposed": ""}
+#: Operator that counts as fused attention, per form; empty for none.
+FUSED_OPERATORS = {"onnx": "Attention", "decomposed": ""}
 
 
 def attend(
@@ -33,7 +34,7 @@ def attend(
         value: See ``query``.
         bias: float, added to the logits; broadcasts to [batch, heads, tokens, tokens].
         head_dim: Width of a head; logits are scaled by its inverse square root.
-        form: ``onnx`` or ``decomposed``.
+        form: How it is written.
 
     Returns:
         [batch, heads, tokens, head_dim].

@@ -214,20 +214,22 @@ def _window_attention(
     weights: Weights,
     form: AttentionForm,
 ) -> str:
-    """Windows are folded into heads, so that the shift mask needs no copy per image."""
+    """Attention within each window; the bias is one constant, never repeated per image.
+
+    Where windows are shifted, each has a mask of its own: they are folded into the heads, so that
+    the constant [1, windows * heads, ...] holds for every image. Where they are not, all windows
+    share one bias [1, heads, ...] and are folded into the batch.
+    """
     side, window, heads = spec.stage_sides[stage], _window(spec, stage), spec.image_heads[stage]
     area, width = window * window, spec.embed_dim << stage
     windows, head_dim = side * side // area, width // heads
     qkv = graph.linear(tokens, f"{name}.qkv", weights)
     table = weights[f"{name}.relative_position_bias_table"]
-    values = attention_bias(table, side, window, shift)
-    # Without a shift every window has the same bias; with windows in the batch it needs no repeat.
-    lead, fold = ((0, windows * heads), True) if shift else ((-1, heads), False)
-    bias = graph.weight(f"{name}.bias", values)
+    bias = graph.weight(f"{name}.bias", attention_bias(table, side, window, shift))
     parts = graph.reshape(qkv, (0, windows, area, 3, heads, head_dim))
     parts = graph.transpose(parts, (3, 0, 1, 4, 2, 5))
-    shape = (3, lead[0] if fold else -1, lead[1], area, head_dim)
-    parts = graph.reshape(parts, shape if not fold else (3, -1, windows * heads, area, head_dim))
+    folded_heads = windows * heads if shift else heads
+    parts = graph.reshape(parts, (3, -1, folded_heads, area, head_dim))
     query, key, value = (
         graph.node("Gather", [parts, graph.constant(index)], {"axis": 0}) for index in range(3)
     )
