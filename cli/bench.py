@@ -135,7 +135,8 @@ def latency(
     ] = None,
     words: Annotated[int, typer.Option(min=2, help="Word pieces per caption.")] = 16,
     score_size: Annotated[
-        list[str] | None, typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32].")
+        list[str] | None,
+        typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32, 50x200]."),
     ] = None,
     threads: Annotated[
         list[int] | None,
@@ -157,7 +158,7 @@ def latency(
     from hat_export.latency import cases_of, latency_report, measure
     from hat_export.report import check_report_path, write_report
 
-    sizes = [parse_score_size(text) for text in score_size or ["8x32"]]
+    sizes = [parse_score_size(text) for text in score_size or ["8x32", "50x200"]]
     for path in report or []:
         check_report_path(path)
     architecture = common.read_spec(spec)

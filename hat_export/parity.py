@@ -218,7 +218,9 @@ def parity_report(
         "changed": [asdict(item) | {"tie": item.tie} for item in parity.changed],
         "environment": dict(environment),
     }
-    tables = [_recall_table(parity, names, dataset), _changed_table(parity)]
+    tables = [_recall_table(parity, names, dataset)]
+    if parity.changed:
+        tables.append(_changed_table(parity))
     if folds:
         count, before, after = folds
         data["folds"] = {"count": count, "reference": dict(before), "candidate": dict(after)}

@@ -112,7 +112,7 @@ def test_export_inspect_parity_latency(
     )
     assert done.returncode == 0, done.stderr
     timings = json.loads((tmp_path / "latency.json").read_text())["data"]["timings"]
-    assert len(timings) == 2 * 2 * 3
+    assert len(timings) == 2 * 2 * 4
     assert {row["threads"] for row in timings} == {1, 2}
 
 

@@ -121,6 +121,19 @@ void score(const hat_alignment_request& request, const Kernel& kernel) {
     });
 }
 
+// In float64, as eight sums: a single chain of additions would wait on itself, and couldn't be
+// vectorised.
+double inner_product(const float* a, const float* b, std::int64_t width) {
+    constexpr std::int64_t kSums = 8;
+    double sum[kSums] = {};
+    std::int64_t k = 0;
+    for (; k + kSums <= width; k += kSums)
+        for (std::int64_t lane = 0; lane < kSums; ++lane)
+            sum[lane] += static_cast<double>(a[k + lane]) * static_cast<double>(b[k + lane]);
+    for (; k < width; ++k) sum[k % kSums] += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 }  // namespace
 
 extern "C" {
@@ -171,13 +184,8 @@ std::int32_t hat_alignment_norms(const float* rows, std::int64_t count, std::int
     if (count < 0 || width < 1 || !fits(count, width)) return HAT_ALIGNMENT_BAD_SIZE;
     if (count > 0 && (!rows || !norms)) return HAT_ALIGNMENT_NULL_POINTER;
     for (std::int64_t i = 0; i < count; ++i) {
-        // Four sums, for a single chain of additions would wait on itself.
-        double sum[4] = {};
-        for (std::int64_t k = 0; k < width; ++k) {
-            const double value = static_cast<double>(rows[i * width + k]);
-            sum[k % 4] += value * value;
-        }
-        norms[i] = static_cast<float>(std::sqrt((sum[0] + sum[1]) + (sum[2] + sum[3])));
+        const float* row = rows + i * width;
+        norms[i] = static_cast<float>(std::sqrt(inner_product(row, row, width)));
     }
     return HAT_ALIGNMENT_OK;
 }
@@ -195,11 +203,7 @@ std::int32_t hat_alignment_gram(const float* words, const std::int64_t* caption_
         const std::int64_t count = caption_start[c + 1] - caption_start[c];
         for (std::int64_t i = 0; i < count; ++i) {
             for (std::int64_t j = 0; j <= i; ++j) {
-                double sum[4] = {};
-                for (std::int64_t k = 0; k < width; ++k)
-                    sum[k % 4] += static_cast<double>(rows[i * width + k]) *
-                                  static_cast<double>(rows[j * width + k]);
-                const double dot = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+                const double dot = inner_product(rows + i * width, rows + j * width, width);
                 gram[i * count + j] = dot;
                 gram[j * count + i] = dot;
             }
