@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -66,7 +67,8 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._what = ""
         self._started = time.monotonic()
-        self._shown = 0.0
+        self._shown = -math.inf
+        self._first = self._done = 0
 
     def step(self, message: str) -> None:
         """Show one step that has begun."""
@@ -76,15 +78,17 @@ class Progress:
     def count(self, what: str, done: int, total: int) -> None:
         """Show how far a loop is, and the time left at the pace so far."""
         now = time.monotonic()
-        if what != self._what or done <= 1:
-            self._what, self._started, self._shown = what, now, 0.0
+        if what != self._what or done <= self._done:  # another loop has begun
+            self._what, self._started, self._shown, self._first = what, now, -math.inf, done
+        self._done = done
         last = done >= total
         pause = 0.2 if self._terminal else 15.0
         if self._quiet or (not last and now - self._shown < pause):
             return
         self._shown = now
-        spent = now - self._started
-        left = "" if last else f", {spent / done * (total - done):.0f} s left"
+        seen = done - self._first  # since the first call, which only starts the clock
+        pace = (now - self._started) / seen if seen else 0.0
+        left = "" if last or not seen else f", {pace * (total - done):.0f} s left"
         end = "\n" if last or not self._terminal else ""
         start = "\r\x1b[K" if self._terminal else ""
         print(f"{start}  {what}: {done} of {total}{left}", end=end, file=sys.stderr, flush=True)
