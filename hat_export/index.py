@@ -11,21 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.errors import IndexFileError, InputError
+from hat_export.index_base import FeatureIndex
 from hat_export.index_captions import check_projections, spec_sha256
 from hat_export.index_file import ALIGNMENT, RecordFile
 from hat_export.index_projection import Projections, pool, pooled_width, stored_widths
 from hat_export.index_storage import Storage, encode, storage_named
 from hat_export.kernels.alignment_cpu import region_norms
 from hat_export.spec import LEVELS, ModelSpec
-
-_KIND = "images"
 
 #: Pooled vectors that are kept in memory, in bytes: 116,000 images of official size. A query then
 #: costs a matrix product instead of reading and decoding a part of every record.
@@ -119,7 +117,7 @@ def record_layout(spec: ModelSpec, storage: Storage) -> dict[str, Section]:
     return layout
 
 
-class ImageIndex:
+class ImageIndex(FeatureIndex):
     """Compact features of images in a ``.hatidx`` file; made by :meth:`create` or :meth:`open`.
 
     Attributes:
@@ -130,15 +128,10 @@ class ImageIndex:
         layout: Where each array lies in a record.
     """
 
+    kind = "images"
+
     def __init__(self, file: RecordFile) -> None:
-        self.file = file
-        meta = file.metadata
-        if meta.get("kind") != _KIND:
-            raise IndexFileError(
-                f"{file.path}: an index of {meta.get('kind')}; expected one of {_KIND}"
-            )
-        self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
-        self.storage: Storage = storage_named(meta["precision"])
+        super().__init__(file)
         self.layout = record_layout(self.spec, self.storage)
         self._pooled = np.empty((0, pooled_width(self.spec)), np.float32)
 
@@ -174,7 +167,7 @@ class ImageIndex:
         projections.check(spec)
         layout = record_layout(spec, storage)
         metadata = {
-            "kind": _KIND,
+            "kind": cls.kind,
             "spec": spec.to_json(),
             "spec_sha256": spec_sha256(spec),
             "model": model,
@@ -190,24 +183,6 @@ class ImageIndex:
             },
         }
         return cls(RecordFile.create(path, metadata))
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing image index; reads its header and ids, not its features.
-
-        Raises:
-            IndexFileError: if it is missing, damaged or an index of captions.
-        """
-        return cls(RecordFile.open(path))
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.file)
-
-    @property
-    def ids(self) -> list[str]:
-        """Identifier of every image."""
-        return self.file.ids
 
     @property
     def notice(self) -> str | None:
@@ -289,23 +264,6 @@ class ImageIndex:
                 f"{self.file.path}: a record is not of {expected} bytes; build the index again"
             )
         self.file.verify()
-
-    def close(self) -> None:
-        """Release the file."""
-        self.file.close()
-
-    def __enter__(self) -> Self:
-        """The index itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the index."""
-        self.close()
 
     def _array(self, name: str, positions: np.ndarray) -> np.ndarray:
         section = self.layout[name]

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32
 
-from hat_export.errors import IndexFileError, InputError
+from hat_export.errors import InputError
 from hat_export.features import TextFeatures
+from hat_export.index_base import FeatureIndex
 from hat_export.index_file import RecordFile
 from hat_export.index_projection import (
     Projections,
@@ -22,11 +22,9 @@ from hat_export.index_projection import (
     pooled_width,
     stored_widths,
 )
-from hat_export.index_storage import Storage, encode, storage_named
+from hat_export.index_storage import encode, storage_named
 from hat_export.kernels.alignment_cpu import LevelCaptions, prepare_captions
 from hat_export.spec import LEVELS, REDUCED_LEVELS, ModelSpec
-
-_KIND = "captions"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def spec_sha256(spec: ModelSpec) -> str:
     return hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-class CaptionIndex:
+class CaptionIndex(FeatureIndex):
     """Prepared captions in a ``.hatidx`` file; made by :meth:`create` or :meth:`open`.
 
     Attributes:
@@ -117,16 +115,11 @@ class CaptionIndex:
         folded: Whether the words are folded for an image index.
     """
 
+    kind = "captions"
+
     def __init__(self, file: RecordFile) -> None:
-        self.file = file
-        meta = file.metadata
-        if meta.get("kind") != _KIND:
-            raise IndexFileError(
-                f"{file.path}: an index of {meta.get('kind')}; expected one of {_KIND}"
-            )
-        self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
-        self.storage: Storage = storage_named(meta["precision"])
-        self.folded: bool = meta["projections_sha256"] is not None
+        super().__init__(file)
+        self.folded: bool = self.file.metadata["projections_sha256"] is not None
 
     @classmethod
     def create(
@@ -154,7 +147,7 @@ class CaptionIndex:
         if projections is not None:
             projections.check(spec)
         metadata = {
-            "kind": _KIND,
+            "kind": cls.kind,
             "spec": spec.to_json(),
             "spec_sha256": spec_sha256(spec),
             "model": model,
@@ -164,24 +157,6 @@ class CaptionIndex:
             "pooled_width": pooled_width(spec),
         }
         return cls(RecordFile.create(path, metadata))
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """An existing caption index.
-
-        Raises:
-            IndexFileError: if it is missing, damaged or an index of images.
-        """
-        return cls(RecordFile.open(path))
-
-    def __len__(self) -> int:
-        """Number of captions."""
-        return len(self.file)
-
-    @property
-    def ids(self) -> list[str]:
-        """Identifier of every caption."""
-        return self.file.ids
 
     @property
     def projections_sha256(self) -> str | None:
@@ -228,23 +203,6 @@ class CaptionIndex:
     def verify(self) -> None:
         """Check every byte; errors as in :meth:`RecordFile.verify`."""
         self.file.verify()
-
-    def close(self) -> None:
-        """Release the file."""
-        self.file.close()
-
-    def __enter__(self) -> Self:
-        """The index itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the index."""
-        self.close()
 
     def _payload(self, caption: PreparedCaptions) -> bytes:
         words = len(caption.levels[0].words)

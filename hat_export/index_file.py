@@ -16,12 +16,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hat_export.closing import Closing
 from hat_export.errors import IndexFileError, InputError, OutputError
 
 Bytes = NDArray[np.uint8]
@@ -60,7 +60,7 @@ class _Commit:
     end: int
 
 
-class RecordFile:
+class RecordFile(Closing):
     """Records with ids in one memory-mapped file; made by :meth:`create` or :meth:`open`.
 
     Attributes:
@@ -238,19 +238,6 @@ class RecordFile:
     def close(self) -> None:
         """Release the mapping; arrays that were handed out stay valid."""
         self._map = np.zeros(0, np.uint8)
-
-    def __enter__(self) -> Self:
-        """The file itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
 
     def _checked_ids(self, ids: Sequence[str]) -> list[bytes]:
         seen: set[str] = set()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from hat_export.closing import Closing
 from hat_export.errors import InputError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index import ReducedImages
@@ -25,7 +24,7 @@ ScoreBlock = Callable[[ImageFeatures, TextFeatures], np.ndarray]
 SCORE_BLOCK_BYTES = 32 << 20
 
 
-class Session(ABC):
+class Session(Closing, ABC):
     """A model that is ready to run.
 
     Args:
@@ -171,22 +170,6 @@ class Session(ABC):
     @abstractmethod
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Scores of checked features."""
-
-    def close(self) -> None:
-        """Release what the backend holds; the session can't be used afterwards."""
-
-    def __enter__(self) -> Self:
-        """The session itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the session."""
-        self.close()
 
     def _pixels(self, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
         pixels = images if isinstance(images, np.ndarray) else self.preprocess(images)

@@ -19,7 +19,10 @@ FOLDERS = {"hat_export": "hat_export", "kernels": "hat_export.kernels", "cli": "
 #: Top to bottom: a module may import from its own layer and from those above it. A package places
 #: everything below it that isn't named itself. Explained in docs/architecture.md.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("foundations", ("hat_export.errors", "hat_export.precision", "hat_export.spec")),
+    (
+        "foundations",
+        ("hat_export.closing", "hat_export.errors", "hat_export.precision", "hat_export.spec"),
+    ),
     ("kernels", ("hat_export.kernels",)),
     (
         "data and results",
@@ -38,6 +41,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "index and score",
         (
             "hat_export.index",
+            "hat_export.index_base",
             "hat_export.index_captions",
             "hat_export.index_file",
             "hat_export.index_projection",

@@ -1,0 +1,57 @@
+"""What image and caption indexes share: a container of one kind, for one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Self
+
+from hat_export.closing import Closing
+from hat_export.errors import IndexFileError
+from hat_export.index_file import RecordFile
+from hat_export.index_storage import Storage, storage_named
+from hat_export.spec import ModelSpec
+
+
+class FeatureIndex(Closing):
+    """Features of a model in a ``.hatidx`` file.
+
+    Attributes:
+        kind: What the records are, as the file's metadata says it.
+        file: The container.
+        spec: Architecture that the features belong to.
+        storage: Precision of the features.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, file: RecordFile) -> None:
+        self.file = file
+        meta = file.metadata
+        if meta.get("kind") != self.kind:
+            raise IndexFileError(
+                f"{file.path}: an index of {meta.get('kind')}; expected one of {self.kind}"
+            )
+        self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
+        self.storage: Storage = storage_named(meta["precision"])
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """An existing index; reads its header and ids, not its features.
+
+        Raises:
+            IndexFileError: if it is missing, damaged or an index of another kind.
+        """
+        return cls(RecordFile.open(path))
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.file)
+
+    @property
+    def ids(self) -> list[str]:
+        """Identifier of every record."""
+        return self.file.ids
+
+    def close(self) -> None:
+        """Release the file."""
+        self.file.close()
