@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 
 import hat_export  # noqa: E402
 from hat_export.dataset import CaptionDataset, read_karpathy  # noqa: E402
-from hat_export.environment import machine, package_versions, peak_memory  # noqa: E402
+from hat_export.environment import environment, peak_memory  # noqa: E402
 from hat_export.evaluate import score_dataset  # noqa: E402
 from hat_export.features import TextFeatures  # noqa: E402
 from hat_export.index import ImageIndex, ReducedImages  # noqa: E402
@@ -242,7 +242,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = PARTS[arguments.part](arguments.out)
-    content = {"rows": rows, "machine": machine(), "versions": package_versions()}
+    content = {"rows": rows, **environment()}
     path = arguments.out / f"search_{arguments.part}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -82,16 +82,14 @@ def parity(
 ) -> None:
     """Compare recall@K of two models on a dataset; exit status 1 if recall drops too far."""
     from hat_export.dataset import read_karpathy
-    from hat_export.environment import machine, package_versions
+    from hat_export.environment import environment
     from hat_export.errors import InputError
     from hat_export.evaluate import score_dataset
     from hat_export.parity import compare, parity_report, parse_budget
-    from hat_export.report import check_report_path, write_report
     from hat_export.retrieval import fold_mean
 
     budget = parse_budget(max_drop)
-    for path in report or []:
-        check_report_path(path)
+    common.check_report_paths(report)
     dataset = read_karpathy(data, split, images or ()).take(captions).limit(limit)
     if folds and len(dataset.entries) % folds:
         raise InputError(f"--folds {folds} does not divide {len(dataset.entries)} images")
@@ -112,12 +110,10 @@ def parity(
         (names[0], names[1]),
         dataset.name,
         budget,
-        {"machine": machine(), "versions": package_versions()},
+        environment(),
         averages,
     )
-    common.show(result)
-    for path in report or []:
-        write_report(result, path)
+    common.deliver(result, report)
     if not result.passed:
         raise typer.Exit(1)
 
@@ -154,13 +150,11 @@ def latency(
     from contextlib import ExitStack
     from itertools import zip_longest
 
-    from hat_export.environment import default_threads, machine, package_versions
+    from hat_export.environment import default_threads, environment
     from hat_export.latency import cases_of, latency_report, measure
-    from hat_export.report import check_report_path, write_report
 
     sizes = [parse_score_size(text) for text in score_size or ["8x32", "50x200"]]
-    for path in report or []:
-        check_report_path(path)
+    common.check_report_paths(report)
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     timings = []
@@ -176,11 +170,8 @@ def latency(
                 cases.append(cases_of(name, session, *batches, words, sizes))
             groups = [[case for case in group if case is not None] for group in zip_longest(*cases)]
             timings += measure(groups, seconds, calls, progress.count)
-    environment = {"machine": machine(), "versions": package_versions()}
-    result = latency_report(timings, words, environment)
-    common.show(result)
-    for path in report or []:
-        write_report(result, path)
+    result = latency_report(timings, words, environment())
+    common.deliver(result, report)
 
 
 @app.command()
@@ -207,7 +198,7 @@ def scoring(
     import os
     from dataclasses import replace
 
-    from hat_export.environment import default_threads, machine, package_versions
+    from hat_export.environment import default_threads, environment
 
     count = threads or default_threads()
     # OpenBLAS reads this when numpy is imported, which so far nobody has done.
@@ -216,12 +207,10 @@ def scoring(
     import numpy as np
 
     from hat_export.kernels.alignment_cpu import resolve_path
-    from hat_export.report import check_report_path, write_report
     from hat_export.scoring_benchmark import make_workload, scoring_report, time_level
     from hat_export.spec import LEVELS, OFFICIAL
 
-    for target in report or []:
-        check_report_path(target)
+    common.check_report_paths(report)
     architecture = common.read_spec(spec) or OFFICIAL
     if direction:
         architecture = replace(architecture, direction="i2t" if direction == "i2t" else "t2i")
@@ -236,11 +225,8 @@ def scoring(
             time_level(architecture, workload, count, chosen, rounds, formula_captions, with_torch)
         )
         progress.count("levels timed", level, LEVELS)
-    environment = {"machine": machine(), "versions": package_versions()}
-    result = scoring_report(times, architecture, chosen, count, environment)
-    common.show(result)
-    for target in report or []:
-        write_report(result, target)
+    result = scoring_report(times, architecture, chosen, count, environment())
+    common.deliver(result, report)
 
 
 @app.command()
@@ -278,13 +264,11 @@ def search(
     import tempfile
 
     from hat_export.dataset import read_karpathy
-    from hat_export.environment import machine, package_versions
-    from hat_export.report import check_report_path, write_report
+    from hat_export.environment import environment
     from hat_export.search import CANDIDATES, candidate_source
     from hat_export.search_benchmark import index_split, run, search_report
 
-    for path in report or []:
-        check_report_path(path)
+    common.check_report_paths(report)
     kinds = candidates or list(CANDIDATES)
     for kind in kinds:
         candidate_source(kind)
@@ -307,13 +291,10 @@ def search(
         }
         for indexed in splits:
             indexed.index.close()
-    environment = {"machine": machine(), "versions": package_versions()}
     result = search_report(
-        results, recall_target, (datasets[0].name, datasets[1].name), environment
+        results, recall_target, (datasets[0].name, datasets[1].name), environment()
     )
-    common.show(result)
-    for path in report or []:
-        write_report(result, path)
+    common.deliver(result, report)
 
 
 def parse_score_size(text: str) -> tuple[int, int]:

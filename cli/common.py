@@ -128,6 +128,23 @@ def open_target(
     return load(target, spec, vocabulary, threads)
 
 
+def check_report_paths(paths: list[Path] | None) -> None:
+    """Refuse a report that can't be written in the format asked for, before any work is done."""
+    from hat_export.report import check_report_path
+
+    for path in paths or []:
+        check_report_path(path)
+
+
+def deliver(report: Report, paths: list[Path] | None) -> None:
+    """Print a report and write it to every path asked for."""
+    from hat_export.report import write_report
+
+    show(report)
+    for path in paths or []:
+        write_report(report, path)
+
+
 def show(report: Report) -> None:
     """Print a report's summary and tables to the terminal."""
     from rich.console import Console

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "hat-export",
@@ -47,6 +48,11 @@ def machine() -> dict[str, str | int | float]:
     if hasattr(os, "getloadavg"):
         facts["load_average"] = round(os.getloadavg()[0], 2)
     return facts
+
+
+def environment() -> dict[str, Any]:
+    """Machine and package versions, as reports record them."""
+    return {"machine": machine(), "versions": package_versions()}
 
 
 def peak_memory() -> int | None:

@@ -12,10 +12,7 @@ from hat_export.index import ReducedImages
 from hat_export.index_captions import PreparedCaptions
 from hat_export.index_projection import Projections
 from hat_export.kernels import alignment_cpu
-from hat_export.spec import ModelSpec
-
-#: The official order of the sum: level 3, level 1, level 2; counted from 0.
-LEVEL_ORDER = (2, 0, 1)
+from hat_export.spec import LEVEL_ORDER, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,9 @@ def score_reduced(
     total = np.zeros((len(images.reduced), len(captions)), np.float32)
     for level in LEVEL_ORDER:
         alignment_cpu.score(
-            images.reduced.levels[level],
-            images.norms[level],
-            captions.levels[level],
+            images.reduced.levels[level - 1],
+            images.norms[level - 1],
+            captions.levels[level - 1],
             spec.softmax_lambda,
             spec.direction,
             threads,
@@ -87,11 +84,11 @@ def score_with_kernel(
         return np.zeros((len(images), len(texts)), np.float32)
     total = np.zeros((len(images), len(texts)), np.float32)
     for level in LEVEL_ORDER:
-        regions = images.levels[level]
+        regions = images.levels[level - 1]
         alignment_cpu.score(
             regions,
             alignment_cpu.region_norms(regions),
-            alignment_cpu.prepare_captions(texts.levels[level], texts.lengths),
+            alignment_cpu.prepare_captions(texts.levels[level - 1], texts.lengths),
             spec.softmax_lambda,
             spec.direction,
             threads,

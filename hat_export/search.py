@@ -27,6 +27,7 @@ from hat_export.index_captions import (
 )
 from hat_export.index_projection import Projections
 from hat_export.kernels.alignment_cpu import score
+from hat_export.spec import LEVEL_ORDER
 
 #: Memory that a block of images, decoded to float32 at one level, may take, in bytes, where a
 #: single image isn't larger. While it is decoded its encoded form is held besides: half as much for
@@ -36,9 +37,6 @@ DECODED_BYTES = 32 << 20
 #: Captions that are prepared and scored together. At official size (32 words, d = 768) the three
 #: levels take at most 3 x 6.3 MB at full width and 12.6 MB folded.
 CAPTIONS_PER_BLOCK = 64
-
-#: Order in which the level scores are added, that of the published score.
-LEVEL_ORDER = (3, 1, 2)
 
 Captions = TextFeatures | CaptionIndex
 

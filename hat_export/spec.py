@@ -27,6 +27,15 @@ REDUCED_LEVELS = (1, 2)
 #: Parameter-name suffix of ``cross_modal_{image,text}_transform`` per level (official layout).
 LEVEL_SUFFIXES = ("_1", "_2", "")
 
+#: Order in which the official code adds the level scores; levels counted from 1.
+LEVEL_ORDER = (3, 1, 2)
+
+#: Constants of the score at every level: slope of the leaky ReLU, what is added to the norm of the
+#: dot products, floor of the product of norms in the cosine.
+LEAKY_SLOPE = 0.1
+NORM_EPSILON = 1e-8
+COSINE_FLOOR = 1e-8
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

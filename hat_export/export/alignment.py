@@ -8,11 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from hat_export.export.graph import Dim, GraphBuilder
-from hat_export.spec import LEVELS, ModelSpec
+from hat_export.spec import COSINE_FLOOR, LEAKY_SLOPE, LEVELS, NORM_EPSILON, ModelSpec
 
-LEAKY_SLOPE = 0.1
-NORM_EPSILON = 1e-8
-COSINE_FLOOR = 1e-8
 #: Stands for minus infinity in logits that are at most lambda.
 MASKED = -1e30
 

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hat_export.spec import Direction
-
-LEAKY_SLOPE = 0.1
-NORM_EPSILON = 1e-8
-COSINE_FLOOR = 1e-8
+from hat_export.spec import COSINE_FLOOR, LEAKY_SLOPE, NORM_EPSILON, Direction
 
 
 def level_scores(
