@@ -39,6 +39,14 @@ class Attention(StrEnum):
     decomposed = "decomposed"
 
 
+class PrecisionName(StrEnum):
+    """What the encoders compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 @app.callback()
 def program() -> None:
     """Export trained HAT models for production."""
@@ -56,6 +64,28 @@ def onnx(
         Attention,
         typer.Option(help="Attention as one fused operator (onnx) or taken apart (decomposed)."),
     ] = Attention.onnx,
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(
+            help="What the encoders compute in. fp16 and bf16 halve the files and are for GPUs; on "
+            "a CPU fp16 is no faster than fp32 and bf16 doesn't run."
+        ),
+    ] = PrecisionName.fp32,
+    require_fused: Annotated[
+        bool,
+        typer.Option("--require-fused", help="Fail unless every attention layer is one operator."),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Karpathy JSON or its folder: real data on which fp16 and bf16 look for overflow; "
+            "default: made-up pictures and captions.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="Images of the calibration data to use, evenly spread.")
+    ] = 64,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
@@ -66,19 +96,27 @@ def onnx(
     1, 2, 3 and 17 and at caption lengths from 2 to the longest.
     """
     from hat_export.api import require_export_packages
-    from hat_export.errors import CheckpointError
+    from hat_export.dataset import read_karpathy
+    from hat_export.errors import CheckpointError, InputError
 
     if not checkpoint.exists():
         raise CheckpointError(f"{checkpoint}: no such checkpoint; expected a file or a folder")
     require_export_packages("onnx", "onnxruntime")
     from hat_export.export.onnx_export import export_onnx
 
+    if calibration and precision is PrecisionName.fp32:
+        raise InputError("--calibration has no use with --precision fp32: nothing can overflow")
     bundle = export_onnx(
         checkpoint,
         out,
         spec=common.read_spec(spec),
         vocabulary=vocabulary,
         attention="onnx" if attention is Attention.onnx else "decomposed",
+        precision=precision.value,
+        require_fused=require_fused,
+        calibration=(
+            read_karpathy(calibration, "val").limit(calibration_images) if calibration else None
+        ),
         overwrite=overwrite,
         threads=threads,
         progress=common.Progress(quiet).step,
@@ -89,11 +127,17 @@ def onnx(
         f"(tolerance {found[what]['tolerance']:g})"
         for what in found
     ]
-    print(f"{out}: equal to PyTorch: {', '.join(parts)}")
+    relation = (
+        "equal to PyTorch"
+        if precision is PrecisionName.fp32
+        else f"{precision.value} beside PyTorch"
+    )
+    print(f"{out}: {relation}: {', '.join(parts)}")
     for name, graph in bundle.manifest.graphs.items():
         if graph.attention_expected:
             print(
                 f"  {name}: {graph.attention_fused} of {graph.attention_expected} attention fused"
+                + (f", {len(graph.kept_fp32)} nodes kept in fp32" if graph.kept_fp32 else "")
             )
 
 

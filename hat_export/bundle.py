@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hat_export.errors import BundleError, SpecError
 from hat_export.files import sha256_of
+from hat_export.precision import PRECISIONS
 from hat_export.spec import ModelSpec
 
 FORMAT = "hat-export bundle"
@@ -50,6 +51,7 @@ class GraphInfo:
         nodes: Number of nodes.
         attention_expected: Attention layers of the model in this graph.
         attention_fused: How many of them are one fused operator.
+        kept_fp32: Nodes that compute in float32 in a graph of lower precision, with the reason.
     """
 
     file: str
@@ -58,6 +60,7 @@ class GraphInfo:
     nodes: int
     attention_expected: int
     attention_fused: int
+    kept_fp32: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parse(content: Mapping[str, Any], source: str) -> Manifest:
+    if content["precision"] not in PRECISIONS:
+        raise BundleError(
+            f"{source}: precision {content['precision']!r}; this version knows "
+            f"{', '.join(PRECISIONS)}: install the hat-export that wrote it"
+        )
     files = {}
     for name, info in content["files"].items():
         if Path(name).name != name or name in ("", ".", "..", MANIFEST):
@@ -251,6 +259,7 @@ def _parse_graph(content: Mapping[str, Any]) -> GraphInfo:
         nodes=int(content["nodes"]),
         attention_expected=int(content["attention_expected"]),
         attention_fused=int(content["attention_fused"]),
+        kept_fp32={str(k): str(v) for k, v in content.get("kept_fp32", {}).items()},
     )
 
 

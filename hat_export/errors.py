@@ -43,6 +43,10 @@ class ToleranceError(HatError):
     """An export ran, but its results differ from PyTorch's by more than the tolerance."""
 
 
+class FusionError(HatError):
+    """Fused attention was required, and a layer of the exported graph isn't fused."""
+
+
 class IndexFileError(HatError):
     """A feature index is missing, damaged, truncated, or was made for another model."""
 

@@ -33,6 +33,11 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
         for name, graph in manifest.graphs.items()
     )
     columns = ("graph", "file", "nodes", "attention fused", "inputs", "outputs")
+    kept = tuple(
+        (name, node, reason)
+        for name, graph in manifest.graphs.items()
+        for node, reason in graph.kept_fp32.items()
+    )
     files = tuple(
         (name, f"{info.bytes:,}", info.sha256[:16]) for name, info in manifest.files.items()
     )
@@ -49,6 +54,7 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
     tools = [(f"made with {name}", version) for name, version in manifest.tools.items()]
     tables = (
         Table("Model", ("field", "value"), tuple(facts)),
+        *([Table("Kept in fp32", ("graph", "node", "reason"), kept)] if kept else []),
         Table("Origin and verification", ("what", "value"), tuple(origin + checks + tools)),
         Table("Files", ("file", "bytes", "SHA-256"), files),
         Table("Graphs", columns, graphs),

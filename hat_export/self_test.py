@@ -11,6 +11,7 @@ import numpy as np
 from hat_export.bundle import SELF_TEST, Bundle
 from hat_export.errors import BundleError
 from hat_export.files import write_arrays
+from hat_export.precision import PRECISIONS
 from hat_export.session import Session
 from hat_export.spec import LEVELS, ModelSpec
 
@@ -22,13 +23,6 @@ CAPTIONS = 3
 #: Every so many channels of a feature are kept, so that the file stays small.
 CHANNEL_STEP = 24
 REGION_STEP = 7
-
-#: Largest difference of a feature from PyTorch's. Features have a standard deviation of about 1;
-#: float32 summed in another order differs by 1e-5 at most, a wrong constant by far more than this.
-FEATURE_TOLERANCE = 2e-4
-#: Largest difference of a score from own features. A score is a sum of three mean cosines; it can
-#: amplify a difference of features where dot products are near zero.
-SCORE_TOLERANCE = 2e-4
 
 
 def self_test_inputs(spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -92,6 +86,7 @@ def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
         BundleError: if an output differs from what the export stored.
     """
     path = bundle.file(SELF_TEST)
+    precision = PRECISIONS[bundle.manifest.precision]
     try:
         with np.load(path, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
@@ -99,9 +94,12 @@ def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
         expected = {}
         for level in range(LEVELS):
             name = f"level{level + 1}"
-            expected[f"image_{name}"] = (_sample_regions(images, level), FEATURE_TOLERANCE)
-            expected[f"text_{name}"] = (_sample_words(texts, level), FEATURE_TOLERANCE)
-        expected["scores"] = (scores, SCORE_TOLERANCE)
+            expected[f"image_{name}"] = (
+                _sample_regions(images, level),
+                precision.feature_tolerance,
+            )
+            expected[f"text_{name}"] = (_sample_words(texts, level), precision.feature_tolerance)
+        expected["scores"] = (scores, precision.score_tolerance)
         differences = {
             name: float(np.abs(value - stored[name]).max()) for name, (value, _) in expected.items()
         }

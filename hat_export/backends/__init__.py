@@ -58,6 +58,12 @@ BACKENDS = {
             install="pip install 'hat-export[cpu]'",
             module="hat_export.backends.onnxruntime_backend",
         ),
+        Backend(
+            name="emulation",
+            package="onnx",
+            install="pip install 'hat-export[cpu,export]'",
+            module="hat_export.backends.emulation_backend",
+        ),
     )
 }
 

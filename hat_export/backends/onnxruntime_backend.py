@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 
 from hat_export.bundle import PROJECTIONS, TOKENIZER, Bundle
-from hat_export.errors import BundleError
+from hat_export.errors import BackendUnavailableError, BundleError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
 from hat_export.scoring import score_with_kernel
@@ -28,12 +30,23 @@ class OnnxRuntimeSession(Session):
 
     Raises:
         BundleError: if ONNX Runtime refuses a graph.
+        BackendUnavailableError: if it has no kernels for the bundle's precision.
     """
+
+    backend_name = "onnxruntime"
+    #: Precisions that it has kernels for. In fp16 the CPU provider computes most of a graph in
+    #: float32 and rounds less often than a GPU.
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         spec = bundle.manifest.spec
         tokenizer = CaptionTokenizer.from_file(bundle.file(TOKENIZER), spec.max_words)
-        super().__init__(spec, tokenizer, "onnxruntime", threads)
+        super().__init__(spec, tokenizer, self.backend_name, threads)
+        if bundle.manifest.precision not in self.precisions:
+            raise BackendUnavailableError(
+                f"{bundle.path}: ONNX Runtime's CPU provider has no {bundle.manifest.precision} "
+                "kernels; check its results with --backend emulation, and run it on a GPU"
+            )
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
@@ -45,11 +58,15 @@ class OnnxRuntimeSession(Session):
         path = self._bundle.graph_path(name)
         try:
             return onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                self._model(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the library's exceptions share no base but Exception
             line = str(error).splitlines()[0]
             raise BundleError(f"{path}: ONNX Runtime can't load the graph ({line})") from None
+
+    def _model(self, path: Path) -> str | bytes:
+        """What is loaded: a path, so that external data is found and nothing is copied."""
+        return str(path)
 
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(self._graphs["image"].run(IMAGE_OUTPUTS, {"pixel_values": pixels}))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from hat_export.backends.onnxruntime_backend import open_session
+from hat_export.backends import emulation_backend, onnxruntime_backend
 from hat_export.backends.torch_backend import TorchSession
 from hat_export.bundle import (
     PROJECTIONS,
@@ -22,17 +22,21 @@ from hat_export.bundle import (
     list_files,
     write_manifest,
 )
+from hat_export.dataset import CaptionDataset
 from hat_export.environment import default_threads, package_versions
-from hat_export.errors import ToleranceError
+from hat_export.errors import CheckpointError, FusionError, ToleranceError
 from hat_export.export.alignment import alignment_graph
 from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
 from hat_export.export.bert import text_graph
+from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.graph import OPSET, GraphBuilder
+from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precision
 from hat_export.export.swin import image_graph
 from hat_export.export.verify import verify_bundle
 from hat_export.files import check_target, new_folder
 from hat_export.index_projection import write_projections
 from hat_export.model.checkpoint import load_hat
+from hat_export.precision import PRECISIONS
 from hat_export.self_test import run_self_test, write_self_test
 from hat_export.spec import ModelSpec
 from hat_export.tokenizer import CaptionTokenizer
@@ -49,6 +53,9 @@ def export_onnx(
     spec: ModelSpec | None = None,
     vocabulary: Path | None = None,
     attention: AttentionForm = "onnx",
+    precision: str = "fp32",
+    require_fused: bool = False,
+    calibration: CaptionDataset | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
@@ -62,6 +69,11 @@ def export_onnx(
         spec: Architecture, where the checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside the checkpoint.
         attention: How attention is written in the graphs.
+        precision: A name in :data:`hat_export.precision.PRECISIONS`, for the encoders. The
+            alignment graph is always float32: it divides by norms, and its scores are sorted.
+        require_fused: Whether every attention layer must be one fused operator.
+        calibration: Images and captions on which a lower precision looks for what would overflow;
+            default: made-up ones.
         overwrite: Whether an existing bundle may be replaced.
         threads: Threads for the comparison; default: one per core.
         external_data_bytes: Weights above this size go to a separate file.
@@ -72,10 +84,16 @@ def export_onnx(
 
     Raises:
         CheckpointError: if the checkpoint can't be used.
+        FusionError: if an attention layer is not fused although that was required.
         ToleranceError: if a result differs from PyTorch's by more than the tolerance.
         OutputError: if the bundle can't be written.
     """
     check_target(target, overwrite)
+    if require_fused and not FUSED_OPERATORS[attention]:
+        raise FusionError(
+            f"attention form {attention!r} has no fused operator; leave --require-fused out or "
+            "choose another form"
+        )
     threads = threads or default_threads()
     progress(f"loading {checkpoint}")
     loaded = load_hat(checkpoint, spec, vocabulary)
@@ -90,14 +108,26 @@ def export_onnx(
         ),
         "alignment": (lambda: alignment_graph(loaded.spec), 0),
     }
+    feeds = (
+        dataset_feeds(calibration, loaded.spec, tokenizer)
+        if calibration
+        else noise_feeds(loaded.spec)
+    )
     with new_folder(target, overwrite) as folder:
         infos = {}
         for name, (build, layers) in graphs.items():
             progress(f"writing the {name} graph")
             model = build().model({"hat_export.graph": name})
+            kept: dict[str, str] = {}
+            if precision != "fp32" and name in feeds:
+                progress(f"looking for overflow in the {name} graph")
+                kept = _kept(checkpoint, model, precision, feeds[name])
+                model = to_mixed_precision(model, precision, kept)
             infos[name] = write_graph(
-                model, folder, name, layers, FUSED_OPERATORS[attention], external_data_bytes
+                model, folder, name, layers, FUSED_OPERATORS[attention], external_data_bytes, kept
             )
+            if require_fused:
+                _check_fused(name, infos[name], FUSED_OPERATORS[attention], model)
         (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         write_projections(folder / PROJECTIONS, reference.projections)
         progress("writing the self-test")
@@ -107,7 +137,7 @@ def export_onnx(
         def manifest(verification: Mapping[str, Any]) -> Manifest:
             return Manifest(
                 spec=loaded.spec,
-                precision="fp32",
+                precision=precision,
                 opset=OPSET,
                 attention_form=attention,
                 graphs=infos,
@@ -120,9 +150,11 @@ def export_onnx(
         write_manifest(folder, manifest({}))
         bundle = Bundle.read(folder, verify=False)  # hashed a moment ago
         progress("comparing with PyTorch")
-        with open_session(bundle, threads) as session:
+        # The CPU's float16 rounds less often than a GPU's, so low precision is emulated.
+        session_of = onnxruntime_backend if precision == "fp32" else emulation_backend
+        with session_of.open_session(bundle, threads) as session:
             run_self_test(bundle, session)
-            verification = verify_bundle(reference, session, progress)
+            verification = verify_bundle(reference, session, PRECISIONS[precision], progress)
         if verification.failures:
             raise ToleranceError(
                 f"{checkpoint}: the exported graphs differ from PyTorch: "
@@ -132,6 +164,34 @@ def export_onnx(
     return Bundle.read(target, verify=False)
 
 
+def _kept(
+    checkpoint: Path, model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]
+) -> dict[str, str]:
+    try:
+        return find_kept(model, precision, feeds)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint}: {error}; the model gives no usable features in PyTorch either"
+        ) from None
+
+
+def _check_fused(name: str, info: GraphInfo, fused_operator: str, model: onnx.ModelProto) -> None:
+    """Compare the count of fused attention with the architecture's, and name what stands instead.
+
+    Raises:
+        FusionError: if they differ.
+    """
+    if info.attention_fused == info.attention_expected:
+        return
+    loose = [node.name for node in model.graph.node if node.op_type == "Softmax"]
+    raise FusionError(
+        f"{name} graph: {info.attention_fused} of {info.attention_expected} attention layers are "
+        f"one {fused_operator} operator"
+        + (f"; taken apart: {', '.join(loose[:3])}" if loose else "")
+        + ". The pattern is in hat_export/export/attention.py. Nothing was written"
+    )
+
+
 def write_graph(
     model: onnx.ModelProto,
     folder: Path,
@@ -139,6 +199,7 @@ def write_graph(
     attention_layers: int,
     fused_operator: str,
     external_data_bytes: int,
+    kept_fp32: Mapping[str, str],
 ) -> GraphInfo:
     """Write one graph, check it, and describe it for the manifest.
 
@@ -149,6 +210,7 @@ def write_graph(
         attention_layers: Attention layers that the model has in this graph.
         fused_operator: Operator type that counts as fused attention; empty for none.
         external_data_bytes: Weights above this size go to ``name.onnx.data``.
+        kept_fp32: Nodes kept in float32, with the reason.
     """
     path = folder / f"{name}.onnx"
     info = GraphInfo(
@@ -160,6 +222,7 @@ def write_graph(
         attention_fused=sum(
             1 for node in model.graph.node if fused_operator and node.op_type == fused_operator
         ),
+        kept_fp32=kept_fp32,
     )
     external = model.ByteSize() > external_data_bytes
     onnx.save_model(model, path, save_as_external_data=external, location=f"{name}.onnx.data")

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
-from hat_export.self_test import FEATURE_TOLERANCE, noise_captions, noise_pixels
+from hat_export.precision import Precision
+from hat_export.self_test import noise_captions, noise_pixels
 from hat_export.session import Session
 from hat_export.spec import ModelSpec
 
@@ -97,13 +98,17 @@ def caption_lengths(spec: ModelSpec) -> tuple[int, ...]:
 
 
 def verify_bundle(
-    reference: Session, candidate: OnnxRuntimeSession, progress: Callable[[str], None]
+    reference: Session,
+    candidate: OnnxRuntimeSession,
+    precision: Precision,
+    progress: Callable[[str], None],
 ) -> Verification:
     """Run both on the same inputs, batch by batch and length by length.
 
     Args:
         reference: PyTorch.
         candidate: The bundle.
+        precision: What its encoders compute in; scores are always float32.
         progress: Called with a short line before each part.
 
     Returns:
@@ -116,7 +121,7 @@ def verify_bundle(
         pixels = noise_pixels(spec, batch, seed=100 + batch)
         ours, theirs = candidate.encode_images(pixels), reference.encode_images(pixels)
         difference = max(map(_largest, ours.levels, theirs.levels))
-        found.append(Comparison("images", batch, 0, difference, FEATURE_TOLERANCE))
+        found.append(Comparison("images", batch, 0, difference, precision.feature_tolerance))
     images = reference.encode_images(noise_pixels(spec, 3, seed=7))
     for words in caption_lengths(spec):
         progress(f"comparing captions of up to {words} words")
@@ -128,7 +133,7 @@ def verify_bundle(
                 _largest(one[real], other[real])
                 for one, other in zip(texts.levels, expected.levels, strict=True)
             )
-            found.append(Comparison("texts", batch, words, difference, FEATURE_TOLERANCE))
+            found.append(Comparison("texts", batch, words, difference, precision.feature_tolerance))
             scores = reference.score(images, expected)
             for what, score in (
                 ("scores", candidate.score),

@@ -1,0 +1,171 @@
+"""Half precision (fp16, bf16) for an encoder graph, with what would overflow kept in float32.
+
+A pass over a finished float32 graph. Types are explicit afterwards (a strongly typed graph): every
+tensor is float32 or the low format and a ``Cast`` stands where the two meet. Inputs and outputs
+stay float32, so that a caller needs to know nothing. LayerNormalization takes its mean and variance
+in float32 in any case (``stash_type`` 1, the operator's default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hat_export.onnx_types import tensor_types
+from hat_export.precision import PRECISIONS
+
+#: Names of the low precisions and their ONNX element types.
+LOW_FORMATS = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT16)}
+
+#: Activations seen in calibration may be this many times larger on other data before they overflow.
+HEADROOM = 4.0
+
+Feed = Mapping[str, np.ndarray]
+
+
+def to_mixed_precision(
+    model: onnx.ModelProto, precision: str, kept: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Rewrite a float32 graph to a low precision.
+
+    Args:
+        model: Graph of uniquely named nodes; not changed.
+        precision: A key of :data:`LOW_FORMATS`.
+        kept: Nodes that go on computing in float32, with the reason (:func:`find_kept`).
+
+    Returns:
+        The same graph with the same inputs and outputs; weights are stored once per format used.
+    """
+    low = LOW_FORMATS[precision]
+    types = _float_values(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name in types}
+    others = [tensor for tensor in graph.initializer if tensor.name not in types]
+    outputs = {value.name for value in graph.output}
+    #: Format in which each float value exists, and its name in other formats once made.
+    formats: dict[str, int] = {
+        value.name: TensorProto.FLOAT for value in graph.input if value.name in types
+    }
+    variants: dict[tuple[str, int], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    stored: dict[str, onnx.TensorProto] = {}
+
+    def in_format(value: str, wanted: int) -> str:
+        if value in weights:
+            return _store(weights[value], wanted, precision, stored)
+        if formats[value] == wanted:
+            return value
+        key = (value, wanted)
+        if key not in variants:
+            variants[key] = f"{value}/{precision if wanted == low else 'fp32'}"
+            name = f"{variants[key]}/Cast"
+            nodes.append(helper.make_node("Cast", [value], [variants[key]], name=name, to=wanted))
+        return variants[key]
+
+    for node in graph.node:
+        wanted = TensorProto.FLOAT if _stays_fp32(node, kept, outputs) else low
+        for position, value in enumerate(node.input):
+            if value in types:
+                node.input[position] = in_format(value, wanted)
+        nodes.append(node)
+        for value in node.output:
+            if value in types:
+                formats[value] = wanted
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*others, *stored.values()])
+    return result
+
+
+def find_kept(model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]) -> dict[str, str]:
+    """Nodes that must stay in float32, each with the reason.
+
+    Args:
+        model: float32 graph.
+        precision: A key of :data:`LOW_FORMATS`.
+        feeds: Inputs to run it on; the largest magnitude of every tensor is taken over all.
+
+    Returns:
+        Node name to reason: a result, an input or a weight comes nearer to the end of the format's
+        range than :data:`HEADROOM` allows.
+
+    Raises:
+        ValueError: if a tensor is already not finite in float32; names the node.
+    """
+    largest = _largest_magnitudes(model, feeds)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            # Weights don't change with the data, so they need no headroom.
+            magnitude = np.abs(numpy_helper.to_array(tensor)).max(initial=0)
+            largest[tensor.name] = float(magnitude) / HEADROOM
+    end = PRECISIONS[precision].largest
+    limit = end / HEADROOM
+    kept = {}
+    for node in model.graph.node:
+        # A node whose input is too large would overflow in the cast before it.
+        for value in (*node.output, *node.input):
+            magnitude = largest.get(value, 0.0)
+            if not np.isfinite(magnitude):
+                raise ValueError(f"{node.name}: {value} is not finite in float32")
+            if magnitude > limit:
+                kept[node.name] = f"{value} reaches {magnitude:.3g}, {precision} ends at {end:g}"
+                break
+    return kept
+
+
+def _stays_fp32(node: onnx.NodeProto, kept: Mapping[str, str], outputs: set[str]) -> bool:
+    # A Cast says itself what it makes; graph outputs are float32 for every caller.
+    return node.name in kept or node.op_type == "Cast" or bool(outputs & set(node.output))
+
+
+def _store(
+    tensor: onnx.TensorProto, wanted: int, precision: str, stored: dict[str, onnx.TensorProto]
+) -> str:
+    """The name of a weight in the wanted format, stored at its first use."""
+    name = tensor.name if wanted == TensorProto.FLOAT else f"{tensor.name}/{precision}"
+    if name not in stored:
+        dtype = helper.tensor_dtype_to_np_dtype(wanted)
+        array = numpy_helper.to_array(tensor).astype(dtype)
+        stored[name] = numpy_helper.from_array(array, name)
+    return name
+
+
+def _float_values(model: onnx.ModelProto) -> set[str]:
+    return {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
+
+
+def _largest_magnitudes(model: onnx.ModelProto, feeds: Iterable[Feed]) -> dict[str, float]:
+    """Largest absolute value of every computed float32 tensor, over all feeds.
+
+    The maximum is taken inside the graph, so that memory doesn't grow with the number of tensors.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    graph = watched.graph
+    floats = _float_values(model)
+    values = [value for node in model.graph.node for value in node.output if value in floats]
+    probes = {}
+    for value in values:
+        probe = f"{value}/largest"
+        graph.node.append(helper.make_node("Abs", [value], [f"{value}/abs"]))
+        reduce = helper.make_node("ReduceMax", [f"{value}/abs"], [probe], keepdims=0)
+        graph.node.append(reduce)
+        graph.output.append(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []))
+        probes[value] = probe
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        watched.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    largest = dict.fromkeys(values, 0.0)
+    for feed in feeds:
+        found = session.run(list(probes.values()), dict(feed))
+        for value, magnitude in zip(probes, found, strict=True):
+            # np.maximum, unlike max, lets a NaN through.
+            largest[value] = float(np.maximum(largest[value], magnitude))
+    return largest
