@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -39,6 +39,13 @@ class Attention(StrEnum):
     decomposed = "decomposed"
 
 
+class Target(StrEnum):
+    """Whose operators the graphs are written in."""
+
+    onnx = "onnx"
+    onnxruntime = "onnxruntime"
+
+
 class PrecisionName(StrEnum):
     """What the encoders compute in."""
 
@@ -60,6 +67,13 @@ def onnx(
     out: Annotated[Path, typer.Argument(help="Folder of the bundle; must not exist.")],
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="Standard ONNX for any runtime, or the operators that are fastest in ONNX Runtime "
+            "on a CPU, among them hat-export's own: those bundles need hat-export to run."
+        ),
+    ] = Target.onnx,
     attention: Annotated[
         Attention,
         typer.Option(help="Attention as one fused operator (onnx) or taken apart (decomposed)."),
@@ -106,12 +120,21 @@ def onnx(
 
     if calibration and precision is PrecisionName.fp32:
         raise InputError("--calibration has no use with --precision fp32: nothing can overflow")
+    if target is Target.onnxruntime and attention is Attention.decomposed:
+        raise InputError(
+            "--target onnxruntime has attention fused; leave --attention or --target out"
+        )
+    form: Literal["onnx", "decomposed", "packed"] = "onnx"
+    if target is Target.onnxruntime:
+        form = "packed"
+    elif attention is Attention.decomposed:
+        form = "decomposed"
     bundle = export_onnx(
         checkpoint,
         out,
         spec=common.read_spec(spec),
         vocabulary=vocabulary,
-        attention="onnx" if attention is Attention.onnx else "decomposed",
+        attention=form,
         precision=precision.value,
         require_fused=require_fused,
         calibration=(

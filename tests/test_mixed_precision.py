@@ -173,7 +173,9 @@ def test_a_missing_fusion_is_an_error_that_names_the_layer(
         return whole(*arguments[:-1], "decomposed")  # type: ignore[arg-type]
 
     monkeypatch.setattr(swin, "attend", apart)
-    message = r"image graph: 0 of \d+ attention layers are one Attention operator; taken apart: vit"
+    message = (
+        r"image graph: 0 of \d+ attention layers are one operator \(Attention\); taken apart: vit"
+    )
     with pytest.raises(FusionError, match=message):
         export_onnx(tiny_checkpoint, tmp_path / "out", require_fused=True, threads=1)
     assert not (tmp_path / "out").exists()

@@ -11,11 +11,14 @@ from hat_export.bundle import PROJECTIONS, TOKENIZER, Bundle
 from hat_export.errors import BackendUnavailableError, BundleError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
+from hat_export.kernels import operators
 from hat_export.scoring import score_with_kernel
 from hat_export.session import Session, score_in_blocks
 from hat_export.spec import LEVELS
 from hat_export.tokenizer import CaptionTokenizer
 
+#: Attention form of bundles that need this project's own operators.
+PACKED_ATTENTION = "packed"
 IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
 REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
 TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
@@ -55,6 +58,8 @@ class OnnxRuntimeSession(Session):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if self._bundle.manifest.attention_form == PACKED_ATTENTION:
+            options.register_custom_ops_library(str(operators.library_path()))
         path = self._bundle.graph_path(name)
         try:
             return onnxruntime.InferenceSession(

@@ -13,7 +13,7 @@ from hat_export.spec import COSINE_FLOOR, LEAKY_SLOPE, LEVELS, NORM_EPSILON, Mod
 #: Stands for minus infinity in logits that are at most lambda.
 MASKED = -1e30
 
-#: The operator of the library that ``hat_export.kernels.alignment_ort`` names.
+#: The operator of the library that ``hat_export.kernels.operators`` names.
 OPERATOR_DOMAIN = "hat_export"
 OPERATOR_TYPE = "HierarchicalAlignment"
 
@@ -44,7 +44,7 @@ def alignment_operator_graph(spec: ModelSpec) -> GraphBuilder:
     """The inputs and the output of :func:`alignment_graph`, with one custom operator in between.
 
     A session loads it only after ``register_custom_ops_library`` of the library that
-    ``hat_export.kernels.alignment_ort.library_path`` names; it runs on the CPU.
+    ``hat_export.kernels.operators.library_path`` names; it runs on the CPU.
 
     Args:
         spec: The architecture.

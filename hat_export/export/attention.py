@@ -8,12 +8,17 @@ import numpy as np
 
 from hat_export.export.graph import GraphBuilder
 
-#: How attention is written: the standard operator of opset 23, or as matrix products and a softmax
-#: for runtimes that don't know it.
-AttentionForm = Literal["onnx", "decomposed"]
+#: How attention is written: the standard operator of opset 23; matrix products and a softmax for
+#: runtimes that don't know it; or this project's own operators for ONNX Runtime
+#: (:mod:`hat_export.export.packed`).
+AttentionForm = Literal["onnx", "decomposed", "packed"]
 
-#: Operator that counts as fused attention, per form; empty for none.
-FUSED_OPERATORS = {"onnx": "Attention", "decomposed": ""}
+#: Operators that count as fused attention, per form.
+FUSED_OPERATORS: dict[AttentionForm, tuple[str, ...]] = {
+    "onnx": ("Attention",),
+    "decomposed": (),
+    "packed": ("WindowAttention", "MaskedAttention"),
+}
 
 
 def attend(

@@ -29,7 +29,7 @@ def text_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphB
     ids = graph.input("input_ids", np.int64, ["captions", "words"])
     mask = graph.input("attention_mask", np.int64, ["captions", "words"])
     with graph.scope("text_transformer.embeddings"):
-        hidden = _embed(graph, ids, spec, weights)
+        hidden = embed(graph, ids, spec, weights)
     with graph.scope("text_transformer.mask"):
         bias = _padding_bias(graph, mask)
     states: dict[int, str] = {}
@@ -38,6 +38,21 @@ def text_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphB
         with graph.scope(name):
             hidden = _layer(graph, hidden, bias, spec, name, weights, form)
         states[layer] = hidden
+    text_levels(graph, states, spec, weights)
+    return graph
+
+
+def text_levels(
+    graph: GraphBuilder, states: Mapping[int, str], spec: ModelSpec, weights: Weights
+) -> None:
+    """Project the three levels' hidden states and make them outputs.
+
+    Args:
+        graph: Where the nodes go.
+        states: Hidden states by layer.
+        spec: The architecture.
+        weights: The model's.
+    """
     for level, (layer, suffix) in enumerate(
         zip(spec.text_level_layers, LEVEL_SUFFIXES, strict=True), start=1
     ):
@@ -45,10 +60,10 @@ def text_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphB
             features = graph.linear(states[layer], f"cross_modal_text_transform{suffix}", weights)
         shape: list[Dim] = ["captions", "words", spec.dim]
         graph.output(features, f"text_level{level}", np.float32, shape)
-    return graph
 
 
-def _embed(graph: GraphBuilder, ids: str, spec: ModelSpec, weights: Weights) -> str:
+def embed(graph: GraphBuilder, ids: str, spec: ModelSpec, weights: Weights) -> str:
+    """Sum of word, position and type embeddings, normed: [captions, words, text_dim]."""
     prefix = "text_transformer.embeddings"
     words = f"{prefix}.word_embeddings.weight"
     embedded = graph.node("Gather", [graph.weight(words, weights[words]), ids])
@@ -74,6 +89,17 @@ def _padding_bias(graph: GraphBuilder, mask: str) -> str:
     return graph.node("Expand", [row, shape])
 
 
+def joined_projection(name: str, weights: Weights) -> dict[str, np.ndarray]:
+    """Weight and bias of query, key and value of the layer ``name`` as one linear layer."""
+    attention = f"{name}.attention.self"
+    return {
+        f"{attention}.qkv.{kind}": np.concatenate(
+            [weights[f"{attention}.{part}.{kind}"] for part in ("query", "key", "value")]
+        )
+        for kind in ("weight", "bias")
+    }
+
+
 def _layer(
     graph: GraphBuilder,
     hidden: str,
@@ -86,12 +112,7 @@ def _layer(
     """One post-norm transformer layer."""
     heads, head_dim = spec.text_heads, spec.text_dim // spec.text_heads
     attention = f"{name}.attention.self"
-    joined = {
-        f"{attention}.qkv.{kind}": np.concatenate(
-            [weights[f"{attention}.{part}.{kind}"] for part in ("query", "key", "value")]
-        )
-        for kind in ("weight", "bias")
-    }
+    joined = joined_projection(name, weights)
     # One product for query, key and value: three times fewer, three times wider.
     parts = graph.linear(hidden, f"{attention}.qkv", joined)
     parts = graph.reshape(parts, (0, 0, 3, heads, head_dim))

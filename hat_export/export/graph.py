@@ -80,15 +80,27 @@ class GraphBuilder:
         domain: str = "",
     ) -> str:
         """Append a node with one output and return that output's name."""
+        return self.node_with_outputs(kind, inputs, 1, attributes, domain)[0]
+
+    def node_with_outputs(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        outputs: int,
+        attributes: Mapping[str, Any] | None = None,
+        domain: str = "",
+    ) -> list[str]:
+        """Append a node and return the names of its outputs."""
         path = "/".join([*self._scope, kind])
         number = self._used.get(path, 0)
         self._used[path] = number + 1
         name = path if number == 0 else f"{path}_{number}"
-        made = helper.make_node(kind, list(inputs), [f"{name}:0"], name=name, domain=domain)
+        made_outputs = [f"{name}:{index}" for index in range(outputs)]
+        made = helper.make_node(kind, list(inputs), made_outputs, name=name, domain=domain)
         for key, value in (attributes or {}).items():
             made.attribute.append(helper.make_attribute(key, value))
         self._nodes.append(made)
-        return f"{name}:0"
+        return made_outputs
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """Reshape to constants; 0 copies a dimension, -1 infers one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from hat_export.bundle import (
 )
 from hat_export.dataset import CaptionDataset
 from hat_export.environment import default_threads, package_versions
-from hat_export.errors import CheckpointError, FusionError, ToleranceError
+from hat_export.errors import CheckpointError, FusionError, InputError, ToleranceError
 from hat_export.export.alignment import alignment_graph
 from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
 from hat_export.export.bert import text_graph
 from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.graph import OPSET, GraphBuilder
 from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precision
+from hat_export.export.packed import packed_image_graph, packed_text_graph
 from hat_export.export.swin import image_graph
 from hat_export.export.verify import verify_bundle
 from hat_export.files import check_target, new_folder
@@ -85,10 +86,16 @@ def export_onnx(
     Raises:
         CheckpointError: if the checkpoint can't be used.
         FusionError: if an attention layer is not fused although that was required.
+        InputError: if the attention form can't be had in the precision.
         ToleranceError: if a result differs from PyTorch's by more than the tolerance.
         OutputError: if the bundle can't be written.
     """
     check_target(target, overwrite)
+    if attention == "packed" and precision != "fp32":
+        raise InputError(
+            f"no {precision} for ONNX Runtime on a CPU: it computes in fp32 there all the same; leave "
+            "--precision out, or leave --target out to export for a GPU"
+        )
     if require_fused and not FUSED_OPERATORS[attention]:
         raise FusionError(
             f"attention form {attention!r} has no fused operator; leave --require-fused out or "
@@ -100,12 +107,10 @@ def export_onnx(
     tokenizer = CaptionTokenizer.from_vocabulary(loaded.vocabulary, loaded.spec.max_words)
     reference = TorchSession(loaded.model, tokenizer, threads)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
+    image, text = _encoders(loaded.spec, weights, attention)
     graphs: dict[str, tuple[Callable[[], GraphBuilder], int]] = {
-        "image": (lambda: image_graph(loaded.spec, weights, attention), sum(loaded.spec.depths)),
-        "text": (
-            lambda: text_graph(loaded.spec, weights, attention),
-            max(loaded.spec.text_level_layers) + 1,
-        ),
+        "image": (image, sum(loaded.spec.depths)),
+        "text": (text, max(loaded.spec.text_level_layers) + 1),
         "alignment": (lambda: alignment_graph(loaded.spec), 0),
     }
     feeds = (
@@ -164,6 +169,17 @@ def export_onnx(
     return Bundle.read(target, verify=False)
 
 
+def _encoders(
+    spec: ModelSpec, weights: Mapping[str, np.ndarray], attention: AttentionForm
+) -> tuple[Callable[[], GraphBuilder], Callable[[], GraphBuilder]]:
+    if attention == "packed":
+        return lambda: packed_image_graph(spec, weights), lambda: packed_text_graph(spec, weights)
+    return (
+        lambda: image_graph(spec, weights, attention),
+        lambda: text_graph(spec, weights, attention),
+    )
+
+
 def _kept(
     checkpoint: Path, model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]
 ) -> dict[str, str]:
@@ -175,7 +191,9 @@ def _kept(
         ) from None
 
 
-def _check_fused(name: str, info: GraphInfo, fused_operator: str, model: onnx.ModelProto) -> None:
+def _check_fused(
+    name: str, info: GraphInfo, fused_operators: Sequence[str], model: onnx.ModelProto
+) -> None:
     """Compare the count of fused attention with the architecture's, and name what stands instead.
 
     Raises:
@@ -186,7 +204,7 @@ def _check_fused(name: str, info: GraphInfo, fused_operator: str, model: onnx.Mo
     loose = [node.name for node in model.graph.node if node.op_type == "Softmax"]
     raise FusionError(
         f"{name} graph: {info.attention_fused} of {info.attention_expected} attention layers are "
-        f"one {fused_operator} operator"
+        f"one operator ({' or '.join(fused_operators)})"
         + (f"; taken apart: {', '.join(loose[:3])}" if loose else "")
         + ". The pattern is in hat_export/export/attention.py. Nothing was written"
     )
@@ -197,7 +215,7 @@ def write_graph(
     folder: Path,
     name: str,
     attention_layers: int,
-    fused_operator: str,
+    fused_operators: Sequence[str],
     external_data_bytes: int,
     kept_fp32: Mapping[str, str],
 ) -> GraphInfo:
@@ -208,7 +226,7 @@ def write_graph(
         folder: Bundle folder.
         name: ``image``, ``text`` or ``alignment``; the file is ``name.onnx``.
         attention_layers: Attention layers that the model has in this graph.
-        fused_operator: Operator type that counts as fused attention; empty for none.
+        fused_operators: Operator types that count as fused attention.
         external_data_bytes: Weights above this size go to ``name.onnx.data``.
         kept_fp32: Nodes kept in float32, with the reason.
     """
@@ -219,9 +237,7 @@ def write_graph(
         outputs=tuple(_tensor_spec(value) for value in model.graph.output),
         nodes=len(model.graph.node),
         attention_expected=attention_layers,
-        attention_fused=sum(
-            1 for node in model.graph.node if fused_operator and node.op_type == fused_operator
-        ),
+        attention_fused=sum(node.op_type in fused_operators for node in model.graph.node),
         kept_fp32=kept_fp32,
     )
     external = model.ByteSize() > external_data_bytes

@@ -36,18 +36,18 @@ def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> Graph
     graph = GraphBuilder("image_encoder")
     side = spec.image_size
     pixels = graph.input("pixel_values", np.float32, ["images", 3, side, side])
-    order = window_order(spec.stage_sides[0], _window(spec, 0), 0)
+    order = window_order(spec.stage_sides[0], window_of(spec, 0), 0)
     with graph.scope("vit_model.patch_embed"):
-        tokens = _embed_patches(graph, pixels, spec, weights, order)
+        tokens = embed_patches(graph, pixels, spec, weights, order)
     stages: list[str] = []
     norms = dict(zip(LEVEL_STAGES, ("norm_1", "norm_2", "norm"), strict=True))
     for stage, (stage_side, depth) in enumerate(zip(spec.stage_sides, spec.depths, strict=True)):
         prefix = f"vit_model.layers.{stage}"
-        window = _window(spec, stage)
+        window = window_of(spec, stage)
         if stage:
             target = window_order(stage_side, window, 0)
             with graph.scope(f"{prefix}.downsample"):
-                tokens = _merge_patches(graph, tokens, spec, stage, weights, order, target)
+                tokens = merge_patches(graph, tokens, spec, stage, weights, order, target)
             order = target
         for block in range(depth):
             shift = window // 2 if block % 2 and window < stage_side else 0
@@ -125,7 +125,8 @@ def attention_bias(table: np.ndarray, side: int, window: int, shift: int) -> np.
     return np.ascontiguousarray(both.reshape(1, -1, *both.shape[2:]))
 
 
-def _window(spec: ModelSpec, stage: int) -> int:
+def window_of(spec: ModelSpec, stage: int) -> int:
+    """Tokens along one side of a window; a small map is one window."""
     return min(spec.window_size, spec.stage_sides[stage])
 
 
@@ -143,7 +144,7 @@ def _places(order: np.ndarray) -> np.ndarray:
     return places
 
 
-def _embed_patches(
+def embed_patches(
     graph: GraphBuilder, pixels: str, spec: ModelSpec, weights: Weights, order: np.ndarray
 ) -> str:
     """Patches as rows of a matrix product, which is what a convolution of stride = size is."""
@@ -162,7 +163,7 @@ def _embed_patches(
     return graph.layer_norm(tokens, "vit_model.patch_embed.norm", weights, LAYER_NORM_EPSILON)
 
 
-def _merge_patches(
+def merge_patches(
     graph: GraphBuilder,
     tokens: str,
     spec: ModelSpec,
@@ -220,7 +221,7 @@ def _window_attention(
     the constant [1, windows * heads, ...] holds for every image. Where they are not, all windows
     share one bias [1, heads, ...] and are folded into the batch.
     """
-    side, window, heads = spec.stage_sides[stage], _window(spec, stage), spec.image_heads[stage]
+    side, window, heads = spec.stage_sides[stage], window_of(spec, stage), spec.image_heads[stage]
     area, width = window * window, spec.embed_dim << stage
     windows, head_dim = side * side // area, width // heads
     qkv = graph.linear(tokens, f"{name}.qkv", weights)

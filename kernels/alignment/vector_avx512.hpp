@@ -24,6 +24,18 @@ struct Vector {
         return {_mm512_fmadd_ps(a.value, b.value, c.value)};
     }
     static Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}; }
+    static float largest(Vector a) { return _mm512_reduce_max_ps(a.value); }
+    static float total(Vector a) { return _mm512_reduce_add_ps(a.value); }
+    // Columns of four rows of four, each to a row of its own.
+    static void transpose4(const float* a, const float* b, const float* c, const float* d,
+                           float* to, int64_t stride) {
+        __m128 w = _mm_loadu_ps(a), x = _mm_loadu_ps(b), y = _mm_loadu_ps(c), z = _mm_loadu_ps(d);
+        _MM_TRANSPOSE4_PS(w, x, y, z);
+        _mm_storeu_ps(to, w);
+        _mm_storeu_ps(to + stride, x);
+        _mm_storeu_ps(to + 2 * stride, y);
+        _mm_storeu_ps(to + 3 * stride, z);
+    }
     static Vector sqrt(Vector a) { return {_mm512_sqrt_ps(a.value)}; }
     // value * 2^n, where the low bits of `shifted` hold the integer n.
     static Vector times_power(Vector value, Vector shifted) {

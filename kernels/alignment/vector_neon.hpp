@@ -24,6 +24,18 @@ struct Vector {
         return {vfmaq_f32(c.value, a.value, b.value)};
     }
     static Vector max(Vector a, Vector b) { return {vmaxq_f32(a.value, b.value)}; }
+    static float largest(Vector a) { return vmaxvq_f32(a.value); }
+    static float total(Vector a) { return vaddvq_f32(a.value); }
+    // Columns of four rows of four, each to a row of its own.
+    static void transpose4(const float* a, const float* b, const float* c, const float* d,
+                           float* to, int64_t stride) {
+        for (int i = 0; i < 4; ++i) {
+            to[i * stride] = a[i];
+            to[i * stride + 1] = b[i];
+            to[i * stride + 2] = c[i];
+            to[i * stride + 3] = d[i];
+        }
+    }
     static Vector sqrt(Vector a) { return {vsqrtq_f32(a.value)}; }
     // value * 2^n, where the low bits of `shifted` hold the integer n.
     static Vector times_power(Vector value, Vector shifted) {

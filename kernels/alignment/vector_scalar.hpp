@@ -45,6 +45,26 @@ struct Vector {
     static Vector max(Vector a, Vector b) {
         return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
     }
+    static float largest(Vector a) {
+        float found = a.lane[0];
+        for (int i = 1; i < lanes; ++i) found = a.lane[i] > found ? a.lane[i] : found;
+        return found;
+    }
+    static float total(Vector a) {
+        float sum = 0.0f;
+        for (int i = 0; i < lanes; ++i) sum += a.lane[i];
+        return sum;
+    }
+    // Columns of four rows of four, each to a row of its own.
+    static void transpose4(const float* a, const float* b, const float* c, const float* d,
+                           float* to, int64_t stride) {
+        for (int i = 0; i < 4; ++i) {
+            to[i * stride] = a[i];
+            to[i * stride + 1] = b[i];
+            to[i * stride + 2] = c[i];
+            to[i * stride + 3] = d[i];
+        }
+    }
     static Vector sqrt(Vector a) {
         return each([&](int i) { return sqrtf(a.lane[i]); });
     }

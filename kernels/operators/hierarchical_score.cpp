@@ -9,7 +9,7 @@
 
 #include "../alignment/alignment.h"
 
-namespace hat_alignment_ort {
+namespace hat_operators {
 
 namespace {
 
@@ -205,4 +205,4 @@ void hierarchical_score(const Inputs& inputs, const Settings& settings,
                          "check the features for NaN and infinity");
 }
 
-}  // namespace hat_alignment_ort
+}  // namespace hat_operators

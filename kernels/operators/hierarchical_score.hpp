@@ -4,18 +4,14 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <stdexcept>
 #include <vector>
 
-namespace hat_alignment_ort {
+#include "input_error.hpp"
+#include "parallel_for.hpp"
+
+namespace hat_operators {
 
 inline constexpr std::size_t kLevels = 3;
-
-// What is wrong with an input, in one line.
-class InputError : public std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 // Features of one level, [items, rows, dim]: regions of images or padded words of captions.
 struct Features {
@@ -36,10 +32,6 @@ struct Settings {
     float softmax_lambda;
 };
 
-// Calls work(task) for every task in [0, tasks), possibly on several threads, and waits.
-using ParallelFor =
-    std::function<void(std::size_t tasks, const std::function<void(std::size_t)>& work)>;
-
 // Words of every caption. Throws InputError unless each row of the mask is ones, then zeros, with
 // at least one one.
 std::vector<std::int64_t> caption_lengths(const std::int64_t* mask, std::int64_t captions,
@@ -51,4 +43,4 @@ std::vector<std::int64_t> caption_lengths(const std::int64_t* mask, std::int64_t
 void hierarchical_score(const Inputs& inputs, const Settings& settings,
                         const ParallelFor& parallel_for, float* scores);
 
-}  // namespace hat_alignment_ort
+}  // namespace hat_operators

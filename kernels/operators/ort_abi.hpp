@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace hat_alignment_ort::abi {
+namespace hat_operators::abi {
 
 // Interface version of ONNX Runtime 1.17.
 inline constexpr std::uint32_t kVersion = 17;
@@ -70,6 +70,8 @@ inline constexpr Entry<62, Status*(const TensorInfo*, std::int64_t* out, std::si
 inline constexpr Entry<65, Status*(const Value*, TensorInfo** out)> kGetTensorTypeAndShape;
 inline constexpr Entry<85, Status*(const KernelInfo*, const char* name, float* out)>
     kGetAttributeFloat;
+inline constexpr Entry<86, Status*(const KernelInfo*, const char* name, std::int64_t* out)>
+    kGetAttributeInt;
 // A null `out` asks for the size, which counts the terminating zero.
 inline constexpr Entry<87, Status*(const KernelInfo*, const char* name, char* out, std::size_t*)>
     kGetAttributeString;
@@ -115,4 +117,4 @@ struct CustomOp {
     int (*last_opset)(const CustomOp*);
 };
 
-}  // namespace hat_alignment_ort::abi
+}  // namespace hat_operators::abi

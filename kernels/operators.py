@@ -1,9 +1,10 @@
-"""Where the ONNX Runtime operator around the CPU alignment kernel (``alignment_ort/``) lies.
+"""Where the library of ONNX Runtime operators (``operators/``) lies.
 
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(alignment_ort.library_path()))
+    options.register_custom_ops_library(str(operators.library_path()))
 
-after which a session of these options knows ``HierarchicalAlignment`` of the domain ``hat_export``.
+after which a session of these options knows ``HierarchicalAlignment``, ``WindowAttention`` and
+``MaskedAttention`` of the domain ``hat_export``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hat_export.kernels import alignment_cpu
 
 
 def library_path() -> Path:
-    """The library of the operator, to be registered with a session's options.
+    """The library of the operators, to be registered with a session's options.
 
     It lies beside the kernel's own library, which it loads; ``HAT_EXPORT_KERNEL_LIBRARY``, which
     names another kernel library, thus moves it too.
@@ -24,10 +25,10 @@ def library_path() -> Path:
         BackendUnavailableError: The library is missing.
     """
     kernel = alignment_cpu.library_file()
-    file = kernel.with_name(f"libhat_alignment_ort{kernel.suffix}")
+    file = kernel.with_name(f"libhat_operators{kernel.suffix}")
     if not file.is_file():
         raise BackendUnavailableError(
-            f"the alignment operator's library {file} is missing: install a C++20 compiler and "
+            f"the library of operators {file} is missing: install a C++20 compiler and "
             f"reinstall hat-export, or set {alignment_cpu.LIBRARY_VARIABLE} to the kernel's "
             "library in a folder that has both"
         )

@@ -14,7 +14,7 @@ from onnx import helper
 
 from hat_export.errors import BackendUnavailableError
 from hat_export.export.alignment import alignment_graph, alignment_operator_graph
-from hat_export.kernels import alignment_cpu, alignment_ort
+from hat_export.kernels import alignment_cpu, operators
 from hat_export.spec import ModelSpec
 
 DIRECTIONS = ("i2t", "t2i")
@@ -47,7 +47,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if library:
-        options.register_custom_ops_library(str(alignment_ort.library_path()))
+        options.register_custom_ops_library(str(operators.library_path()))
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -277,5 +277,5 @@ def test_sessions_come_and_go() -> None:
 
 def test_a_missing_library_is_an_error(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setenv(alignment_cpu.LIBRARY_VARIABLE, str(tmp_path / "libhat_alignment.so"))
-    with pytest.raises(BackendUnavailableError, match=r"libhat_alignment_ort\.so is missing"):
-        alignment_ort.library_path()
+    with pytest.raises(BackendUnavailableError, match=r"libhat_operators\.so is missing"):
+        operators.library_path()

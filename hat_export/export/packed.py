@@ -1,0 +1,209 @@
+"""Encoders in ONNX Runtime's and this project's own fused operators, for ONNX Runtime on a CPU.
+
+Attention takes the packed product of queries, keys and values and finds heads, windows and shifts
+by index (``kernels/operators``), so that no tensor is reshaped, transposed or gathered for it.
+Bias, residual sum and LayerNorm are one operator too: ONNX Runtime's SkipLayerNormalization, which
+does the same, is slower than the separate operators. Bias and GELU are ONNX Runtime's BiasGelu,
+written so from the start, so that nothing is left to its optimizer's recognition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hat_export.export import bert, swin
+from hat_export.export.graph import Dim, GraphBuilder
+from hat_export.spec import LEVEL_STAGES, LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
+
+#: Domain of ONNX Runtime's own operators, and of this project's.
+MICROSOFT = "com.microsoft"
+HAT_EXPORT = "hat_export"
+
+Weights = Mapping[str, np.ndarray]
+
+
+def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
+    """As :func:`hat_export.export.swin.image_graph`; tokens stay in row-major order throughout.
+
+    Args:
+        spec: The architecture.
+        weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
+    """
+    graph = GraphBuilder("image_encoder")
+    side = spec.image_size
+    pixels = graph.input("pixel_values", np.float32, ["images", 3, side, side])
+    epsilon = swin.LAYER_NORM_EPSILON
+    with graph.scope("vit_model.patch_embed"):
+        tokens = swin.embed_patches(graph, pixels, spec, weights, _raster(spec, 0))
+    stages: list[str] = []
+    norms = dict(zip(LEVEL_STAGES, ("norm_1", "norm_2", "norm"), strict=True))
+    for stage, (stage_side, depth) in enumerate(zip(spec.stage_sides, spec.depths, strict=True)):
+        prefix = f"vit_model.layers.{stage}"
+        if stage:
+            with graph.scope(f"{prefix}.downsample"):
+                orders = _raster(spec, stage - 1), _raster(spec, stage)
+                tokens = swin.merge_patches(graph, tokens, spec, stage, weights, *orders)
+        branch = branch_bias = ""
+        for block in range(depth):
+            name = f"{prefix}.blocks.{block}"
+            with graph.scope(name):
+                norm = f"{name}.norm1"
+                if branch:
+                    normed, tokens = _add_and_norm(
+                        graph, branch, tokens, branch_bias, norm, weights, epsilon
+                    )
+                else:
+                    normed = graph.layer_norm(tokens, norm, weights, epsilon)
+                mixed = _window_attention(
+                    graph, normed, spec, stage, f"{name}.attn", block % 2 == 1, weights
+                )
+                projected = _product(graph, mixed, f"{name}.attn.proj", weights)
+                normed, tokens = _add_and_norm(
+                    graph,
+                    projected,
+                    tokens,
+                    f"{name}.attn.proj.bias",
+                    f"{name}.norm2",
+                    weights,
+                    epsilon,
+                )
+                hidden = _gelu(graph, normed, f"{name}.mlp.fc1", weights)
+                branch = _product(graph, hidden, f"{name}.mlp.fc2", weights)
+                branch_bias = f"{name}.mlp.fc2.bias"
+        if stage in norms:
+            level = LEVEL_STAGES.index(stage)
+            with graph.scope(f"image_level{level + 1}"):
+                norm = f"vit_model.{norms[stage]}"
+                features, tokens = _add_and_norm(
+                    graph, branch, tokens, branch_bias, norm, weights, epsilon
+                )
+                name = f"cross_modal_image_transform{LEVEL_SUFFIXES[level]}"
+                projected = graph.linear(features, name, weights)
+            shape: list[Dim] = ["images", stage_side**2, spec.dim]
+            graph.output(projected, f"image_level{level + 1}", np.float32, shape)
+            stages.append(features)
+        else:
+            with graph.scope(prefix):
+                bias = graph.weight(branch_bias, weights[branch_bias])
+                tokens = graph.node("Add", [tokens, graph.node("Add", [branch, bias])])
+    for level in REDUCED_LEVELS:
+        shape = ["images", spec.level_regions[level - 1], spec.level_widths[level - 1]]
+        graph.output(stages[level - 1], f"image_stage{level}", np.float32, shape)
+    return graph
+
+
+def packed_text_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
+    """As :func:`hat_export.export.bert.text_graph`.
+
+    Args:
+        spec: The architecture.
+        weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
+    """
+    graph = GraphBuilder("text_encoder")
+    ids = graph.input("input_ids", np.int64, ["captions", "words"])
+    mask = graph.input("attention_mask", np.int64, ["captions", "words"])
+    with graph.scope("text_transformer.embeddings"):
+        hidden = bert.embed(graph, ids, spec, weights)
+    states: dict[int, str] = {}
+    for layer in range(max(spec.text_level_layers) + 1):
+        name = f"text_transformer.encoder.layer.{layer}"
+        with graph.scope(name):
+            hidden = _text_layer(graph, hidden, mask, spec, name, weights)
+        states[layer] = hidden
+    bert.text_levels(graph, states, spec, weights)
+    return graph
+
+
+def _text_layer(
+    graph: GraphBuilder, hidden: str, mask: str, spec: ModelSpec, name: str, weights: Weights
+) -> str:
+    attention = f"{name}.attention.self.qkv"
+    joined = bert.joined_projection(name, weights)
+    mixed = graph.node(
+        "MaskedAttention",
+        [
+            _product(graph, hidden, attention, joined),
+            graph.weight(f"{attention}.bias", joined[f"{attention}.bias"]),
+            mask,
+        ],
+        {"heads": spec.text_heads},
+        domain=HAT_EXPORT,
+    )
+    epsilon = bert.LAYER_NORM_EPSILON
+    output = f"{name}.attention.output"
+    projected = _product(graph, mixed, f"{output}.dense", weights)
+    hidden, _ = _add_and_norm(
+        graph, projected, hidden, f"{output}.dense.bias", f"{output}.LayerNorm", weights, epsilon
+    )
+    middle = _gelu(graph, hidden, f"{name}.intermediate.dense", weights)
+    output = f"{name}.output"
+    projected = _product(graph, middle, f"{output}.dense", weights)
+    hidden, _ = _add_and_norm(
+        graph, projected, hidden, f"{output}.dense.bias", f"{output}.LayerNorm", weights, epsilon
+    )
+    return hidden
+
+
+def _raster(spec: ModelSpec, stage: int) -> np.ndarray:
+    return np.arange(spec.stage_sides[stage] ** 2)
+
+
+def _product(graph: GraphBuilder, value: str, name: str, weights: Weights) -> str:
+    """``x @ W^T``; the bias is added by whatever follows."""
+    matrix = graph.weight(f"{name}.weight^T", weights[f"{name}.weight"].T)
+    return graph.node("MatMul", [value, matrix])
+
+
+def _gelu(graph: GraphBuilder, value: str, name: str, weights: Weights) -> str:
+    bias = graph.weight(f"{name}.bias", weights[f"{name}.bias"])
+    return graph.node("BiasGelu", [_product(graph, value, name, weights), bias], domain=MICROSOFT)
+
+
+def _add_and_norm(
+    graph: GraphBuilder,
+    branch: str,
+    tokens: str,
+    bias: str,
+    norm: str,
+    weights: Weights,
+    epsilon: float,
+) -> tuple[str, str]:
+    """``total = tokens + branch + bias`` and its LayerNorm; returns (normed, total)."""
+    inputs = [branch, tokens]
+    inputs += [
+        graph.weight(each, weights[each]) for each in (f"{norm}.weight", f"{norm}.bias", bias)
+    ]
+    normed, total = graph.node_with_outputs(
+        "AddLayerNorm", inputs, 2, {"epsilon": epsilon}, domain=HAT_EXPORT
+    )
+    return normed, total
+
+
+def _window_attention(
+    graph: GraphBuilder,
+    tokens: str,
+    spec: ModelSpec,
+    stage: int,
+    name: str,
+    shifted: bool,
+    weights: Weights,
+) -> str:
+    window = swin.window_of(spec, stage)
+    table = weights[f"{name}.relative_position_bias_table"]
+    bias = swin.attention_bias(table, spec.stage_sides[stage], window, 0)[0]
+    return graph.node(
+        "WindowAttention",
+        [
+            _product(graph, tokens, f"{name}.qkv", weights),
+            graph.weight(f"{name}.qkv.bias", weights[f"{name}.qkv.bias"]),
+            graph.weight(f"{name}.position_bias", bias),
+        ],
+        {
+            "heads": spec.image_heads[stage],
+            "window": window,
+            "shift": window // 2 if shifted and window < spec.stage_sides[stage] else 0,
+        },
+        domain=HAT_EXPORT,
+    )

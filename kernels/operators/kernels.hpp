@@ -1,0 +1,59 @@
+// What the operators of the encoders compute, for one instruction set at a time.
+//
+// Only plain data here: this header is included by translation units with different compile flags,
+// and an inline function shared between them could be emitted with instructions that the CPU lacks.
+#pragma once
+
+#include <stdint.h>
+
+namespace hat_operators {
+
+// Tokens of an item attend to each other within groups: the windows of a feature map, which is
+// shifted cyclically towards the upper left first, or (window 0) all tokens together.
+struct AttentionPlan {
+    const float* qkv;            // [items, tokens, 3, heads, head_dim]
+    const float* qkv_bias;       // [3, heads, head_dim]
+    const float* position_bias;  // windows: [heads, window^2, window^2], added to the logits
+    const int64_t* mask;         // no windows: [items, tokens], 0 for tokens not attended to
+    float* mixed;                // [items, tokens, heads, head_dim]
+    int64_t items;
+    int64_t tokens;
+    int64_t heads;
+    int64_t head_dim;
+    int64_t side;    // windows: tokens along a side of the feature map, a multiple of window
+    int64_t window;  // tokens along a side of a window, or 0
+    int64_t shift;   // in tokens, less than window
+};
+
+// normed = LayerNorm(total), total = stream + branch + bias, row by row.
+struct NormPlan {
+    const float* branch;  // [rows, width]
+    const float* stream;  // [rows, width]
+    const float* gamma;   // [width]
+    const float* beta;    // [width]
+    const float* bias;    // [width]
+    float* normed;        // [rows, width]
+    float* total;         // [rows, width]
+    int64_t width;
+    float epsilon;
+};
+
+struct Kernels {
+    // Floats of scratch memory that one call of `attend` needs; 64-byte aligned.
+    int64_t (*attention_workspace)(const AttentionPlan& plan);
+    // Tasks [first, last) of items * groups * heads.
+    void (*attend)(const AttentionPlan& plan, float* workspace, int64_t first, int64_t last);
+    // Rows [first, last).
+    void (*add_and_norm)(const NormPlan& plan, int64_t first, int64_t last);
+};
+
+extern const Kernels kernels_scalar;
+#ifdef HAT_ALIGNMENT_BUILD_X86
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+#ifdef HAT_ALIGNMENT_BUILD_NEON
+extern const Kernels kernels_neon;
+#endif
+
+}  // namespace hat_operators

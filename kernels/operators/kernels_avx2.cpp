@@ -1,0 +1,10 @@
+#include "../alignment/vector_avx2.hpp"
+// The vectors must come first: the kernels are written in terms of them.
+#include "attention_kernel.hpp"
+#include "norm_kernel.hpp"
+
+namespace hat_operators {
+
+const Kernels kernels_avx2 = {attention_workspace, run_attention, add_and_norm};
+
+}  // namespace hat_operators

@@ -1,0 +1,218 @@
+"""The encoders' ONNX Runtime operators against float64, on every instruction set here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from hat_export.errors import InputError
+from hat_export.export.onnx_export import export_onnx
+from hat_export.export.swin import attention_bias, window_order
+from hat_export.kernels import alignment_cpu, operators
+
+#: Logits of a few units and sums of up to 64 products: float32 rounding gives about 1e-6.
+TOLERANCE = 3e-6
+PATHS = ("scalar", "avx2", "avx512", "neon")
+INVALID = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+#: What a session raises whose operator refuses its attributes.
+FAILED = (INVALID, onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException)
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param not in alignment_cpu.available_paths():
+        pytest.skip(f"this CPU has no {request.param}")
+    monkeypatch.setenv("HAT_EXPORT_KERNEL_PATH", request.param)
+    return str(request.param)
+
+
+def run(
+    kind: str, inputs: dict[str, np.ndarray], outputs: int = 1, threads: int = 1, **attributes: Any
+) -> list[np.ndarray]:
+    types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+    names = [f"out{index}" for index in range(outputs)]
+    graph = helper.make_graph(
+        [helper.make_node(kind, list(inputs), names, domain="hat_export", **attributes)],
+        "one",
+        [
+            helper.make_tensor_value_info(name, types[str(value.dtype)], None)
+            for name, value in inputs.items()
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("hat_export", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(str(operators.library_path()))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found: list[np.ndarray] = session.run(names, inputs)
+    return found
+
+
+def attention(qkv: np.ndarray, bias: np.ndarray, heads: int, logit_bias: np.ndarray) -> np.ndarray:
+    """[items, tokens, width] in float64; ``logit_bias`` broadcasts to [items, heads, ...]."""
+    items, tokens, triple = qkv.shape
+    head_dim = triple // 3 // heads
+    parts = (qkv.astype(np.float64) + bias).reshape(items, tokens, 3, heads, head_dim)
+    query, key, value = parts.transpose(2, 0, 3, 1, 4)
+    logits = query @ key.swapaxes(-1, -2) / np.sqrt(head_dim) + logit_bias
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    mixed = weights / weights.sum(-1, keepdims=True) @ value
+    return mixed.transpose(0, 2, 1, 3).reshape(items, tokens, triple // 3)
+
+
+def window_attention(
+    qkv: np.ndarray, bias: np.ndarray, table: np.ndarray, side: int, window: int, shift: int
+) -> np.ndarray:
+    """As the standard graph has it: tokens brought into window order, one bias per window."""
+    items, tokens, triple = qkv.shape
+    heads, area = table.shape[1], window * window
+    order = window_order(side, window, shift)
+    windows = tokens // area
+    both = attention_bias(table, side, window, shift).reshape(-1, heads, area, area)
+    both = np.tile(np.broadcast_to(both, (windows, heads, area, area)), (items, 1, 1, 1))
+    mixed = attention(qkv[:, order].reshape(items * windows, area, triple), bias, heads, both)
+    result = np.empty((items, tokens, triple // 3))
+    result[:, order] = mixed.reshape(items, tokens, triple // 3)
+    return result
+
+
+WINDOWS = [
+    # items, side, window, shift, heads, head_dim
+    (2, 14, 7, 3, 4, 32),
+    (1, 14, 7, 0, 2, 32),
+    (3, 7, 7, 0, 3, 32),
+    (1, 8, 4, 2, 2, 16),
+    (2, 8, 2, 1, 1, 24),
+    (1, 12, 3, 1, 5, 7),
+    (1, 24, 12, 6, 2, 32),
+    (1, 4, 1, 0, 2, 8),
+    (0, 14, 7, 3, 4, 32),
+]
+
+
+@pytest.mark.parametrize("sizes", WINDOWS)
+def test_window_attention(path: str, sizes: Sequence[int]) -> None:
+    items, side, window, shift, heads, head_dim = sizes
+    random = np.random.default_rng(side * window + shift)
+    qkv = random.standard_normal((items, side * side, 3 * heads * head_dim), np.float32)
+    bias = random.standard_normal(3 * heads * head_dim, np.float32)
+    table = random.standard_normal(((2 * window - 1) ** 2, heads), np.float32)
+    feed = {
+        "qkv": qkv,
+        "qkv_bias": bias,
+        "position_bias": attention_bias(table, side, window, 0)[0],
+    }
+    attributes = {"heads": heads, "window": window, "shift": shift}
+    found = run("WindowAttention", feed, **attributes)[0]
+    expected = window_attention(qkv, bias, table, side, window, shift)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    # Each head of each window is computed by itself: threads change no bit.
+    np.testing.assert_array_equal(run("WindowAttention", feed, threads=3, **attributes)[0], found)
+
+
+@pytest.mark.parametrize(
+    ("captions", "words", "heads", "head_dim"),
+    [(3, 16, 4, 64), (2, 1, 2, 8), (1, 100, 3, 64), (5, 17, 1, 20), (0, 9, 2, 16), (1, 130, 2, 16)],
+)
+def test_masked_attention(path: str, captions: int, words: int, heads: int, head_dim: int) -> None:
+    random = np.random.default_rng(words)
+    qkv = random.standard_normal((captions, words, 3 * heads * head_dim), np.float32)
+    bias = random.standard_normal(3 * heads * head_dim, np.float32)
+    mask = (random.random((captions, words)) < 0.7).astype(np.int64)
+    mask[:, 0] = 1
+    feed = {"qkv": qkv, "qkv_bias": bias, "attention_mask": mask}
+    found = run("MaskedAttention", feed, heads=heads)[0]
+    expected = attention(qkv, bias, heads, -10000.0 * (1 - mask)[:, None, None, :])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_large_logits_neither_overflow_nor_lose_the_winner(path: str) -> None:
+    qkv = np.zeros((1, 4, 3 * 8), np.float32)
+    qkv[0, :, :8] = 200.0
+    qkv[0, 2, 8:16] = 200.0
+    qkv[0, :, 16:] = np.arange(4)[:, None]
+    mask = np.ones((1, 4), np.int64)
+    feed = {"qkv": qkv, "qkv_bias": np.zeros(24, np.float32), "attention_mask": mask}
+    np.testing.assert_array_equal(run("MaskedAttention", feed, heads=1)[0], np.full((1, 4, 8), 2.0))
+
+
+def test_nan_stays_nan(path: str) -> None:
+    qkv = np.ones((2, 5, 3 * 8), np.float32)
+    qkv[1, 3] = np.nan
+    mask = np.ones((2, 5), np.int64)
+    feed = {"qkv": qkv, "qkv_bias": np.zeros(24, np.float32), "attention_mask": mask}
+    found = run("MaskedAttention", feed, heads=1)[0]
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 100, 768])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_add_layer_norm(path: str, width: int, offset: float) -> None:
+    random = np.random.default_rng(width)
+    shape = (3, 5, width)
+    branch, stream = (random.standard_normal(shape, np.float32) for _ in range(2))
+    gamma, beta, bias = (random.standard_normal(width, np.float32) for _ in range(3))
+    stream += np.float32(offset)
+    feed = {"branch": branch, "stream": stream, "gamma": gamma, "beta": beta, "bias": bias}
+    normed, total = run("AddLayerNorm", feed, outputs=2, epsilon=1e-5)
+    np.testing.assert_allclose(
+        total, branch.astype(np.float64) + stream + bias, rtol=2e-7, atol=5e-7
+    )
+    exact = total.astype(np.float64)
+    centred = exact - exact.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5) * gamma + beta
+    # Differences from the mean are exact to a rounding of the mean itself.
+    slack = np.spacing(np.float32(offset + 1)) / np.sqrt(np.square(centred).mean(-1).min() + 1e-5)
+    np.testing.assert_allclose(normed, expected, rtol=0, atol=1e-5 + 4 * slack)
+
+
+def test_wrong_inputs_are_named() -> None:
+    qkv = np.zeros((1, 16, 48), np.float32)
+    feed = {
+        "qkv": qkv,
+        "qkv_bias": np.zeros(48, np.float32),
+        "position_bias": np.zeros((2, 4, 4), np.float32),
+    }
+    good = {"heads": 2, "window": 2, "shift": 1}
+    assert run("WindowAttention", feed, **good)[0].shape == (1, 16, 16)
+    with pytest.raises(INVALID, match=r"qkv: expected \[items, tokens, 3 \* 2 heads"):
+        run("WindowAttention", feed | {"qkv": qkv[..., :-1]}, **good)
+    with pytest.raises(INVALID, match="whole windows of 2, got 15"):
+        run("WindowAttention", feed | {"qkv": qkv[:, :15]}, **good)
+    with pytest.raises(INVALID, match="qkv_bias: expected the shape"):
+        run("WindowAttention", feed | {"qkv_bias": np.zeros(3, np.float32)}, **good)
+    with pytest.raises(INVALID, match="position_bias: expected the shape"):
+        run("WindowAttention", feed | {"position_bias": np.zeros((1, 4, 4), np.float32)}, **good)
+    with pytest.raises(FAILED, match=r"attribute shift: expected an integer from 0 to 1, got 2"):
+        run("WindowAttention", feed, **(good | {"shift": 2}))
+    with pytest.raises(FAILED, match=r"attribute heads: .*missing"):
+        run("WindowAttention", feed, window=2, shift=1)
+    masked = {"qkv": qkv, "qkv_bias": feed["qkv_bias"], "attention_mask": np.ones((1, 3), int)}
+    with pytest.raises(INVALID, match="attention_mask: expected the shape"):
+        run("MaskedAttention", masked, heads=2)
+
+
+def test_packed_export_is_fused_and_equal(tmp_path: Any, tiny_checkpoint: Any) -> None:
+    """The export itself compares with PyTorch; here that every layer is one operator."""
+    bundle = export_onnx(tiny_checkpoint, tmp_path / "out", attention="packed", require_fused=True)
+    image, text = (bundle.manifest.graphs[name] for name in ("image", "text"))
+    assert (image.attention_fused, text.attention_fused) == (10, 4)
+    # 8 nodes a block, and what lies between: nothing is reshaped or gathered for attention.
+    assert image.nodes <= 8 * 10 + 36
+    assert text.nodes <= 8 * 4 + 16
+
+
+def test_packed_export_has_no_low_precision(tmp_path: Any, tiny_checkpoint: Any) -> None:
+    with pytest.raises(InputError, match="no fp16 for ONNX Runtime on a CPU"):
+        export_onnx(tiny_checkpoint, tmp_path / "out", attention="packed", precision="fp16")
+    assert not (tmp_path / "out").exists()
