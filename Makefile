@@ -76,6 +76,7 @@ types: build/types/.installed
 
 bench: $(VENV)/.installed  ## Measure the small and the official-size model on this machine
 	$(BIN)/python bench/official_size.py --out runs/bench $(BENCH_ARGS)
+	$(BIN)/python bench/encoders.py runs/bench/hat-stand-in.ckpt --out runs/encoders
 
 docs: $(VENV)/.installed  ## Write docs/cli/ from the commands themselves
 	mkdir -p docs/cli

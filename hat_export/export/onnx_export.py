@@ -93,7 +93,7 @@ def export_onnx(
     check_target(target, overwrite)
     if attention == "packed" and precision != "fp32":
         raise InputError(
-            f"no {precision} for ONNX Runtime on a CPU: it computes in fp32 there all the same; leave "
+            f"no {precision} for ONNX Runtime on a CPU: it computes in fp32 there; leave "
             "--precision out, or leave --target out to export for a GPU"
         )
     if require_fused and not FUSED_OPERATORS[attention]:
