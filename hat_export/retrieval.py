@@ -6,7 +6,7 @@ can't gain recall by giving equal scores; how much the opposite rule would add i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from jaxtyping import Float, Int64
 from hat_export.errors import InputError
 
 RECALL_AT = (1, 5, 10)
+
+#: Scores that are compared at a time; the comparisons take some ten bytes for each.
+BLOCK_VALUES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def rank(scores: Float[np.ndarray, "images captions"], owners: Sequence[int]) ->
     """Rank every image's captions and every caption's image.
 
     Args:
-        scores: Higher is better.
+        scores: Higher is better; may lie in a file (``numpy.memmap``).
         owners: For every caption, the index of its image; every image has at least one.
 
     Returns:
@@ -102,21 +105,40 @@ def rank(scores: Float[np.ndarray, "images captions"], owners: Sequence[int]) ->
             f"scores are {images} x {captions}; expected an owner from 0 to {images - 1} for each "
             "caption, and a caption for each image"
         )
-    if not np.isfinite(scores).all():
-        count = int(np.size(scores) - np.isfinite(scores).sum())
+    broken = sum(int((~np.isfinite(block)).sum()) for _, block in row_blocks(scores))
+    if broken:
         raise InputError(
-            f"{count} of {scores.size} scores are NaN or infinite; ranks have no meaning"
+            f"{broken} of {scores.size} scores are NaN or infinite; ranks have no meaning"
         )
-    right = scores[owner, np.arange(captions)]
-    higher = (scores > right).sum(0)
-    equal = (scores == right).sum(0) - 1
-    t2i = Ranks(worst=higher + equal, best=higher)
+    right = np.asarray(scores[owner, np.arange(captions)])
     best = np.full(images, -np.inf)
     np.maximum.at(best, owner, right)
-    own = owner[None, :] == np.arange(images)[:, None]
-    higher = (scores > best[:, None]).sum(1)
-    equal = ((scores == best[:, None]) & ~own).sum(1)
-    return Retrieval(i2t=Ranks(worst=higher + equal, best=higher), t2i=t2i)
+    t2i_higher, t2i_equal = (np.zeros(captions, np.int64) for _ in range(2))
+    i2t_higher, i2t_equal = (np.zeros(images, np.int64) for _ in range(2))
+    for start, block in row_blocks(scores):
+        rows = slice(start, start + len(block))
+        t2i_higher += (block > right).sum(0)
+        t2i_equal += (block == right).sum(0)
+        own = owner[None, :] == np.arange(rows.start, rows.stop)[:, None]
+        i2t_higher[rows] = (block > best[rows, None]).sum(1)
+        i2t_equal[rows] = ((block == best[rows, None]) & ~own).sum(1)
+    return Retrieval(
+        i2t=Ranks(worst=i2t_higher + i2t_equal, best=i2t_higher),
+        t2i=Ranks(worst=t2i_higher + t2i_equal - 1, best=t2i_higher),  # less the answer itself
+    )
+
+
+def row_blocks(
+    scores: Float[np.ndarray, "images captions"],
+) -> Iterator[tuple[int, Float[np.ndarray, "images captions"]]]:
+    """Blocks of rows in memory, so that a matrix in a file is never read as a whole.
+
+    Yields:
+        First row, and the rows.
+    """
+    count = max(1, BLOCK_VALUES // max(1, scores.shape[1]))
+    for start in range(0, len(scores), count):
+        yield start, np.asarray(scores[start : start + count])
 
 
 def fold_mean(

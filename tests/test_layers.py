@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.index_calibration",
             "hat_export.latency",
             "hat_export.parity",
+            "hat_export.recall",
             "hat_export.scoring_benchmark",
             "hat_export.search",
             "hat_export.search_benchmark",
@@ -93,7 +94,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("hat_export.backends.onnxruntime_backend",),
     "tensorrt": (),
     "tensorrt_rtx": (),
-    "triton": ("hat_export.kernels.alignment_triton",),
+    "triton": (
+        "hat_export.kernels.alignment_triton",
+        "hat_export.kernels.window_attention_triton",
+    ),
     "typer": ("hat_export.cli",),
 }
 
