@@ -135,6 +135,8 @@ def reference(folder: Path, point: Point) -> Path:
     path = folder / "reference" / f"{str(point).replace(':', '-')}.npz"
     if not path.is_file():
         program(folder, "reference", str(point))
+    if not path.is_file():
+        sys.exit(f"error: PyTorch's features at {point} were not made; see {folder}/prepare.log")
     return path
 
 
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    folder: Path = arguments.out
+    folder: Path = arguments.out.resolve()  # workers run elsewhere
     prepare(arguments.checkpoint, folder)
     spec = Bundle.read(folder / "standard", verify=False).manifest.spec
     results: dict[str, Any] = {

@@ -145,6 +145,22 @@ def test_large_logits_neither_overflow_nor_lose_the_winner(path: str) -> None:
     np.testing.assert_array_equal(run("MaskedAttention", feed, heads=1)[0], np.full((1, 4, 8), 2.0))
 
 
+def test_what_the_shift_separates_gets_no_weight_at_all(path: str) -> None:
+    """Not even a denormal one: those make every product with them slow on some processors."""
+    side, window, shift, width = 4, 4, 1, 16
+    qkv = np.zeros((1, side * side, 3 * width), np.float32)
+    # One window, whose last row came from the top: values there, seen from elsewhere, are nothing.
+    qkv[0, :side, 2 * width :] = 1e30
+    feed = {
+        "qkv": qkv,
+        "qkv_bias": np.zeros(3 * width, np.float32),
+        "position_bias": np.zeros((1, window**2, window**2), np.float32),
+    }
+    found = run("WindowAttention", feed, heads=1, window=window, shift=shift)[0]
+    assert (found[0, :side] > 1e29).all()
+    np.testing.assert_array_equal(found[0, side:], 0)
+
+
 def test_nan_stays_nan(path: str) -> None:
     qkv = np.ones((2, 5, 3 * 8), np.float32)
     qkv[1, 3] = np.nan

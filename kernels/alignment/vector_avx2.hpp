@@ -58,6 +58,10 @@ struct Vector {
         const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), index);
         return {_mm256_and_ps(a.value, _mm256_castsi256_ps(mask))};
     }
+    // Zero where x < bound; where x is NaN, the value stays.
+    static Vector zero_below(Vector a, Vector x, Vector bound) {
+        return {_mm256_andnot_ps(_mm256_cmp_ps(x.value, bound.value, _CMP_LT_OQ), a.value)};
+    }
     // Whether any lane isn't within [low, high]; NaN isn't.
     static bool any_outside(Vector a, Vector low, Vector high) {
         const __m256 inside = _mm256_and_ps(_mm256_cmp_ps(a.value, low.value, _CMP_GE_OQ),

@@ -47,6 +47,11 @@ struct Vector {
         const uint32_t mask = count >= lanes ? 0xffffu : (1u << count) - 1u;
         return {_mm512_maskz_mov_ps(static_cast<__mmask16>(mask), a.value)};
     }
+    // Zero where x < bound; where x is NaN, the value stays.
+    static Vector zero_below(Vector a, Vector x, Vector bound) {
+        return {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.value, bound.value, _CMP_NLT_UQ), a.value)};
+    }
     // Whether any lane isn't within [low, high]; NaN isn't.
     static bool any_outside(Vector a, Vector low, Vector high) {
         const __mmask16 inside = _mm512_mask_cmp_ps_mask(

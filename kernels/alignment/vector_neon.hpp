@@ -48,6 +48,11 @@ struct Vector {
         const uint32x4_t mask = vcgtq_s32(vdupq_n_s32(count), vld1q_s32(index));
         return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.value), mask))};
     }
+    // Zero where x < bound; where x is NaN, the value stays.
+    static Vector zero_below(Vector a, Vector x, Vector bound) {
+        const uint32x4_t below = vcltq_f32(x.value, bound.value);
+        return {vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a.value), below))};
+    }
     // Whether any lane isn't within [low, high]; NaN isn't.
     static bool any_outside(Vector a, Vector low, Vector high) {
         const uint32x4_t inside =

@@ -84,6 +84,10 @@ struct Vector {
     static Vector keep(Vector a, int count) {
         return each([&](int i) { return i < count ? a.lane[i] : 0.0f; });
     }
+    // Zero where x < bound; where x is NaN, the value stays.
+    static Vector zero_below(Vector a, Vector x, Vector bound) {
+        return each([&](int i) { return x.lane[i] < bound.lane[i] ? 0.0f : a.lane[i]; });
+    }
     // Whether any lane isn't within [low, high]; NaN isn't.
     static bool any_outside(Vector a, Vector low, Vector high) {
         bool outside = false;

@@ -21,6 +21,9 @@ using hat_operators::AttentionPlan;
 constexpr float kShiftMask = -100.0f * kLog2E;
 constexpr float kPaddingMask = -10000.0f * kLog2E;
 constexpr float kLowest = -3e38f;
+// Weights below 2^-100 of the largest are nothing. The shift mask makes weights of 4e-44, denormal
+// numbers, and products with those take Intel's processors a hundred times longer than others.
+constexpr float kNegligible = -100.0f;
 constexpr int64_t kRowsPerBlock = 64;  // queries whose logits are kept at a time
 constexpr int64_t kZones = 4;          // parts of a window that the shift keeps apart, at most
 
@@ -159,7 +162,7 @@ void pack_values(const AttentionPlan& plan, const float* values, const float* bi
 // that vector: nothing for a key, far below any logit for what lies behind the last.
 void softmax_row(float* logits, const float* bias, const float* mask, const float* tail,
                  int64_t keys, int64_t columns) {
-    const Vector lowest = Vector::set(-126.0f);  // 1e-38 of the largest: nothing
+    const Vector lowest = Vector::set(-126.0f), negligible = Vector::set(kNegligible);
     const Vector log2e = Vector::set(kLog2E), shifter = Vector::set(kShifter);
     Vector top = Vector::set(kLowest);
     for (int64_t j = 0; j < columns; j += kLanes) {
@@ -180,6 +183,7 @@ void softmax_row(float* logits, const float* bias, const float* mask, const floa
         const Vector x = Vector::max(lowest, Vector::load(logits + j) - highest);
         const Vector shifted = x + shifter;
         Vector weight = power_of_two(shifted, x - (shifted - shifter));
+        weight = Vector::zero_below(weight, x, negligible);
         if (j + kLanes > keys) weight = Vector::keep(weight, static_cast<int>(keys - j));
         weight.store(logits + j);
         sum = sum + weight;
