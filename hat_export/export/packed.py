@@ -1,10 +1,11 @@
-"""Encoders in ONNX Runtime's and this project's own fused operators, for ONNX Runtime on a CPU.
+"""Encoders in this project's own fused operators (``kernels/operators``).
 
-Attention takes the packed product of queries, keys and values and finds heads, windows and shifts
-by index (``kernels/operators``), so that no tensor is reshaped, transposed or gathered for it.
-Bias, residual sum and LayerNorm are one operator too: ONNX Runtime's SkipLayerNormalization, which
-does the same, is slower than the separate operators. Bias and GELU are ONNX Runtime's BiasGelu,
-written so from the start, so that nothing is left to its optimizer's recognition.
+They run in ONNX Runtime on a CPU. Attention takes the packed product of queries, keys and values
+and finds heads, windows and shifts by index, so that no tensor is reshaped, transposed or gathered
+for it. A linear layer adds its bias and takes its GELU while the product is in registers. Residual
+branch, bias, sum and LayerNorm are one operator too: ONNX Runtime's SkipLayerNormalization, which
+does the same, is slower than the separate operators. All is written so from the start; nothing is
+left to an optimizer's recognition.
 """
 
 from __future__ import annotations
@@ -17,11 +18,57 @@ from hat_export.export import bert, swin
 from hat_export.export.graph import Dim, GraphBuilder
 from hat_export.spec import LEVEL_STAGES, LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
 
-#: Domain of ONNX Runtime's own operators, and of this project's.
-MICROSOFT = "com.microsoft"
+#: Domain of this project's operators.
 HAT_EXPORT = "hat_export"
+#: Columns of a weight that lie together in the file, as ``kernels/operators/kernels.hpp`` has it.
+PANEL_COLUMNS = 64
 
 Weights = Mapping[str, np.ndarray]
+
+
+def to_panels(weight: np.ndarray) -> np.ndarray:
+    """A linear layer's weight as the ``Linear`` operator reads it, from front to back.
+
+    Args:
+        weight: float32 [columns, depth], as PyTorch has it.
+
+    Returns:
+        float32 [panels, depth, 64]; columns past the last are zero.
+    """
+    columns, depth = weight.shape
+    panels = -(-columns // PANEL_COLUMNS)
+    padded = np.zeros((panels * PANEL_COLUMNS, depth), np.float32)
+    padded[:columns] = weight
+    return np.ascontiguousarray(padded.reshape(panels, PANEL_COLUMNS, depth).transpose(0, 2, 1))
+
+
+def from_panels(panels: np.ndarray, columns: int) -> np.ndarray:
+    """The weight [columns, depth] that :func:`to_panels` was given."""
+    return panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:columns]
+
+
+class PackedBuilder(GraphBuilder):
+    """A graph whose linear layers are ``Linear`` operators."""
+
+    def linear(self, value: str, name: str, weights: Weights, gelu: bool = False) -> str:
+        """``x @ W^T + b`` of the layer ``name``, and its GELU if asked for."""
+        bias = f"{name}.bias"
+        inputs = [value, self._panels(name, weights)]
+        if bias in weights:
+            inputs.append(self.weight(bias, weights[bias]))
+        return self._linear(inputs, len(weights[f"{name}.weight"]), gelu)
+
+    def product(self, value: str, name: str, weights: Weights) -> str:
+        """``x @ W^T``; the bias is added by whatever follows."""
+        inputs = [value, self._panels(name, weights)]
+        return self._linear(inputs, len(weights[f"{name}.weight"]), False)
+
+    def _panels(self, name: str, weights: Weights) -> str:
+        return self.weight(f"{name}.weight/panels", to_panels(weights[f"{name}.weight"]))
+
+    def _linear(self, inputs: list[str], columns: int, gelu: bool) -> str:
+        attributes = {"columns": columns, "gelu": int(gelu)}
+        return self.node("Linear", inputs, attributes, domain=HAT_EXPORT)
 
 
 def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
@@ -31,7 +78,7 @@ def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
         spec: The architecture.
         weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
     """
-    graph = GraphBuilder("image_encoder")
+    graph = PackedBuilder("image_encoder")
     side = spec.image_size
     pixels = graph.input("pixel_values", np.float32, ["images", 3, side, side])
     epsilon = swin.LAYER_NORM_EPSILON
@@ -59,7 +106,7 @@ def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
                 mixed = _window_attention(
                     graph, normed, spec, stage, f"{name}.attn", block % 2 == 1, weights
                 )
-                projected = _product(graph, mixed, f"{name}.attn.proj", weights)
+                projected = graph.product(mixed, f"{name}.attn.proj", weights)
                 normed, tokens = _add_and_norm(
                     graph,
                     projected,
@@ -69,8 +116,8 @@ def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
                     weights,
                     epsilon,
                 )
-                hidden = _gelu(graph, normed, f"{name}.mlp.fc1", weights)
-                branch = _product(graph, hidden, f"{name}.mlp.fc2", weights)
+                hidden = graph.linear(normed, f"{name}.mlp.fc1", weights, gelu=True)
+                branch = graph.product(hidden, f"{name}.mlp.fc2", weights)
                 branch_bias = f"{name}.mlp.fc2.bias"
         if stage in norms:
             level = LEVEL_STAGES.index(stage)
@@ -101,7 +148,7 @@ def packed_text_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
         spec: The architecture.
         weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
     """
-    graph = GraphBuilder("text_encoder")
+    graph = PackedBuilder("text_encoder")
     ids = graph.input("input_ids", np.int64, ["captions", "words"])
     mask = graph.input("attention_mask", np.int64, ["captions", "words"])
     with graph.scope("text_transformer.embeddings"):
@@ -117,14 +164,14 @@ def packed_text_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
 
 
 def _text_layer(
-    graph: GraphBuilder, hidden: str, mask: str, spec: ModelSpec, name: str, weights: Weights
+    graph: PackedBuilder, hidden: str, mask: str, spec: ModelSpec, name: str, weights: Weights
 ) -> str:
     attention = f"{name}.attention.self.qkv"
     joined = bert.joined_projection(name, weights)
     mixed = graph.node(
         "MaskedAttention",
         [
-            _product(graph, hidden, attention, joined),
+            graph.product(hidden, attention, joined),
             graph.weight(f"{attention}.bias", joined[f"{attention}.bias"]),
             mask,
         ],
@@ -133,13 +180,13 @@ def _text_layer(
     )
     epsilon = bert.LAYER_NORM_EPSILON
     output = f"{name}.attention.output"
-    projected = _product(graph, mixed, f"{output}.dense", weights)
+    projected = graph.product(mixed, f"{output}.dense", weights)
     hidden, _ = _add_and_norm(
         graph, projected, hidden, f"{output}.dense.bias", f"{output}.LayerNorm", weights, epsilon
     )
-    middle = _gelu(graph, hidden, f"{name}.intermediate.dense", weights)
+    middle = graph.linear(hidden, f"{name}.intermediate.dense", weights, gelu=True)
     output = f"{name}.output"
-    projected = _product(graph, middle, f"{output}.dense", weights)
+    projected = graph.product(middle, f"{output}.dense", weights)
     hidden, _ = _add_and_norm(
         graph, projected, hidden, f"{output}.dense.bias", f"{output}.LayerNorm", weights, epsilon
     )
@@ -150,19 +197,8 @@ def _raster(spec: ModelSpec, stage: int) -> np.ndarray:
     return np.arange(spec.stage_sides[stage] ** 2)
 
 
-def _product(graph: GraphBuilder, value: str, name: str, weights: Weights) -> str:
-    """``x @ W^T``; the bias is added by whatever follows."""
-    matrix = graph.weight(f"{name}.weight^T", weights[f"{name}.weight"].T)
-    return graph.node("MatMul", [value, matrix])
-
-
-def _gelu(graph: GraphBuilder, value: str, name: str, weights: Weights) -> str:
-    bias = graph.weight(f"{name}.bias", weights[f"{name}.bias"])
-    return graph.node("BiasGelu", [_product(graph, value, name, weights), bias], domain=MICROSOFT)
-
-
 def _add_and_norm(
-    graph: GraphBuilder,
+    graph: PackedBuilder,
     branch: str,
     tokens: str,
     bias: str,
@@ -182,7 +218,7 @@ def _add_and_norm(
 
 
 def _window_attention(
-    graph: GraphBuilder,
+    graph: PackedBuilder,
     tokens: str,
     spec: ModelSpec,
     stage: int,
@@ -196,7 +232,7 @@ def _window_attention(
     return graph.node(
         "WindowAttention",
         [
-            _product(graph, tokens, f"{name}.qkv", weights),
+            graph.product(tokens, f"{name}.qkv", weights),
             graph.weight(f"{name}.qkv.bias", weights[f"{name}.qkv.bias"]),
             graph.weight(f"{name}.position_bias", bias),
         ],

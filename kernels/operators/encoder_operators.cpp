@@ -1,4 +1,5 @@
-// The operators WindowAttention, MaskedAttention and AddLayerNorm as ONNX Runtime sees them.
+// The operators WindowAttention, MaskedAttention, AddLayerNorm and Linear as ONNX Runtime sees
+// them.
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -15,6 +16,7 @@ namespace hat_operators {
 namespace {
 
 constexpr std::int64_t kLargestHeads = 1024;
+constexpr std::int64_t kLargestColumns = 1 << 20;
 // Ranges of tasks that are handed out: enough to even threads out, few enough that scratch memory
 // and the places of a window are set up seldom.
 constexpr std::int64_t kRanges = 32;
@@ -220,8 +222,53 @@ struct AddLayerNorm {
     }
 };
 
+struct Linear {
+    static constexpr std::size_t kOutputs = 1;
+    static constexpr const char* kName = "Linear";
+    static constexpr std::array<const char*, 3> kInputs = {"x", "weight", "bias"};
+    static constexpr std::size_t kRequiredInputs = 2;
+    static int input_type(std::size_t) { return abi::kFloat; }
+
+    const Api& api;
+    std::int64_t columns;
+    bool activate;
+
+    Linear(const Api& api, const abi::KernelInfo* info)
+        : api(api),
+          columns(read_between(api, info, "columns", 1, kLargestColumns)),
+          activate(read_between(api, info, "gelu", 0, 1) != 0) {}
+
+    void compute(abi::KernelContext* context) const {
+        const Tensor x = read_input(api, context, 0);
+        if (x.shape.empty() || x.shape.back() < 1)
+            throw InputError("x: expected [..., depth], got " + text_of(x.shape));
+        LinearPlan plan{};
+        plan.depth = x.shape.back();
+        plan.columns = columns;
+        plan.activate = activate;
+        const Tensor weight = read_input(api, context, 1);
+        const std::int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns;
+        expect_shape("weight", weight, {panels, plan.depth, kPanelColumns});
+        const Tensor bias = read_optional(api, context, 2);
+        if (bias.data) expect_shape("bias", bias, {columns});
+        std::vector<std::int64_t> shape = x.shape;
+        shape.back() = columns;
+        plan.rows = 1;
+        for (std::size_t i = 0; i + 1 < shape.size(); ++i) plan.rows *= shape[i];
+        plan.x = static_cast<const float*>(x.data);
+        plan.weight = static_cast<const float*>(weight.data);
+        plan.bias = static_cast<const float*>(bias.data);
+        plan.y = static_cast<float*>(make_output(api, context, 0, shape));
+        const Kernels& kernels = kernels_here();
+        in_ranges(
+            kernels.linear_tasks(plan), session_threads(api, context),
+            [&](std::int64_t first, std::int64_t last) { kernels.linear(plan, first, last); });
+    }
+};
+
 }  // namespace
 
+constinit const abi::CustomOp kLinearOperator = make_operator<Linear>();
 constinit const abi::CustomOp kAddLayerNormOperator = make_operator<AddLayerNorm>();
 constinit const abi::CustomOp kWindowAttentionOperator = make_operator<WindowAttention>();
 constinit const abi::CustomOp kMaskedAttentionOperator = make_operator<MaskedAttention>();

@@ -38,6 +38,21 @@ struct NormPlan {
     float epsilon;
 };
 
+// Columns of a weight that lie together; see linear_kernel.hpp.
+constexpr int64_t kPanelColumns = 64;
+
+// y = x W^T + bias, and its GELU (the exact one) if asked for.
+struct LinearPlan {
+    const float* x;       // [rows, depth]
+    const float* weight;  // [panels, depth, kPanelColumns]; columns past the last hold zeros
+    const float* bias;    // [columns] or null
+    float* y;             // [rows, columns]
+    int64_t rows;
+    int64_t depth;  // at least 1
+    int64_t columns;
+    bool activate;
+};
+
 struct Kernels {
     // Floats of scratch memory that one call of `attend` needs; 64-byte aligned.
     int64_t (*attention_workspace)(const AttentionPlan& plan);
@@ -45,6 +60,9 @@ struct Kernels {
     void (*attend)(const AttentionPlan& plan, float* workspace, int64_t first, int64_t last);
     // Rows [first, last).
     void (*add_and_norm)(const NormPlan& plan, int64_t first, int64_t last);
+    int64_t (*linear_tasks)(const LinearPlan& plan);
+    // Tasks [first, last).
+    void (*linear)(const LinearPlan& plan, int64_t first, int64_t last);
 };
 
 extern const Kernels kernels_scalar;

@@ -16,8 +16,16 @@ void require(const Api& api, abi::Status* missing, const std::string& expected) 
 }  // namespace
 
 Tensor read_input(const Api& api, const abi::KernelContext* context, std::size_t index) {
+    const Tensor tensor = read_optional(api, context, index);
+    if (!tensor.data && tensor.shape.empty())
+        throw InputError("input " + std::to_string(index) + " is missing");
+    return tensor;
+}
+
+Tensor read_optional(const Api& api, const abi::KernelContext* context, std::size_t index) {
     const abi::Value* value = nullptr;
     check(call(api, abi::kGetInput, context, index, &value));
+    if (!value) return {nullptr, {}};
     abi::TensorInfo* made = nullptr;
     check(call(api, abi::kGetTensorTypeAndShape, value, &made));
     const auto release = [&api](abi::TensorInfo* info) {

@@ -50,6 +50,9 @@ struct Tensor {
 
 Tensor read_input(const Api& api, const abi::KernelContext* context, std::size_t index);
 
+// Without data where an optional input was left out.
+Tensor read_optional(const Api& api, const abi::KernelContext* context, std::size_t index);
+
 // Makes an output and returns its elements.
 void* make_output(const Api& api, abi::KernelContext* context, std::size_t index,
                   const std::vector<std::int64_t>& shape);
@@ -70,8 +73,8 @@ std::string text_of(const std::vector<std::int64_t>& shape);
 void expect_shape(const char* name, const Tensor& tensor,
                   const std::vector<std::int64_t>& expected);
 
-// The entries that are alike for every operator: every input and output required, outputs of
-// float32, on the CPU. A Kernel is made by `create` and run by `compute`.
+// The entries that are alike for every operator: outputs required and of float32, on the CPU;
+// inputs required, except for those from Kernel::kRequiredInputs on, where it has that.
 template <class Kernel>
 constexpr abi::CustomOp make_operator() {
     abi::CustomOp op{};
@@ -85,7 +88,12 @@ constexpr abi::CustomOp make_operator() {
     op.output_type = [](const abi::CustomOp*, std::size_t) { return abi::kFloat; };
     op.output_count = [](const abi::CustomOp*) { return Kernel::kOutputs; };
     op.destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-    op.input_characteristic = [](const abi::CustomOp*, std::size_t) { return abi::kRequired; };
+    op.input_characteristic = [](const abi::CustomOp*, [[maybe_unused]] std::size_t index) {
+        if constexpr (requires { Kernel::kRequiredInputs; })
+            return index < Kernel::kRequiredInputs ? abi::kRequired : abi::kOptional;
+        else
+            return abi::kRequired;
+    };
     op.output_characteristic = [](const abi::CustomOp*, std::size_t) { return abi::kRequired; };
     op.input_memory = [](const abi::CustomOp*, std::size_t) { return abi::kDefaultMemory; };
     op.create_kernel_v2 = [](const abi::CustomOp*, const Api* api, const abi::KernelInfo* info,
@@ -103,6 +111,7 @@ constexpr abi::CustomOp make_operator() {
 
 extern const abi::CustomOp kAlignmentOperator;
 extern const abi::CustomOp kAddLayerNormOperator;
+extern const abi::CustomOp kLinearOperator;
 extern const abi::CustomOp kWindowAttentionOperator;
 extern const abi::CustomOp kMaskedAttentionOperator;
 

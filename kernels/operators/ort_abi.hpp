@@ -32,6 +32,7 @@ inline constexpr int kInvalidArgument = 2;  // OrtErrorCode
 inline constexpr int kFloat = 1;            // ONNXTensorElementDataType
 inline constexpr int kInt64 = 7;            // ONNXTensorElementDataType
 inline constexpr int kRequired = 0;         // OrtCustomOpInputOutputCharacteristic
+inline constexpr int kOptional = 1;         // OrtCustomOpInputOutputCharacteristic
 inline constexpr int kDefaultMemory = 0;    // OrtMemType
 
 inline constexpr std::size_t kEntries = 276;  // of version 17

@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kDomain = "hat_export";
 constexpr const abi::CustomOp* kOperators[] = {&kAlignmentOperator, &kAddLayerNormOperator,
-                                               &kWindowAttentionOperator,
+                                               &kLinearOperator, &kWindowAttentionOperator,
                                                &kMaskedAttentionOperator};
 
 // The operators' domain, one for each ONNX Runtime in the process. A domain must outlive every
