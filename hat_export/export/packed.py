@@ -117,8 +117,11 @@ def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
                     epsilon,
                 )
                 hidden = graph.linear(normed, f"{name}.mlp.fc1", weights, gelu=True)
-                branch = graph.product(hidden, f"{name}.mlp.fc2", weights)
                 branch_bias = f"{name}.mlp.fc2.bias"
+                # Where no LayerNorm follows, nothing else adds the bias.
+                alone = block + 1 == depth and stage not in norms
+                multiply = graph.linear if alone else graph.product
+                branch = multiply(hidden, f"{name}.mlp.fc2", weights)
         if stage in norms:
             level = LEVEL_STAGES.index(stage)
             with graph.scope(f"image_level{level + 1}"):
@@ -133,8 +136,7 @@ def packed_image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
             stages.append(features)
         else:
             with graph.scope(prefix):
-                bias = graph.weight(branch_bias, weights[branch_bias])
-                tokens = graph.node("Add", [tokens, graph.node("Add", [branch, bias])])
+                tokens = graph.node("Add", [tokens, branch])
     for level in REDUCED_LEVELS:
         shape = ["images", spec.level_regions[level - 1], spec.level_widths[level - 1]]
         graph.output(stages[level - 1], f"image_stage{level}", np.float32, shape)
