@@ -1,7 +1,8 @@
-"""``hat-bench parity``: does it retrieve the same?"""
+"""``hat-bench parity``: does it retrieve the same, and if not, who lost it?"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,9 @@ from hat_export.cli.options import (
     SpecOption,
     VocabularyOption,
 )
+
+#: Exit status where the budget could not be judged.
+UNDECIDED = 2
 
 
 def parity(
@@ -34,52 +38,77 @@ def parity(
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="Show the mean over so many folds too (COCO 1K: 5)."),
+        typer.Option(
+            min=2, help="Show the mean over so many folds too; default: 5 for COCO's 5,000 images."
+        ),
     ] = None,
     max_drop: Annotated[
-        str, typer.Option(help="Budget in points, e.g. r1=0.2,rsum=0.5.")
+        str, typer.Option(help="Budget in points, e.g. r1=0.2,rsum=0.5 or i2t_r1=0.1.")
     ] = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5",
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Fail unless the interval's worst end keeps the budget."),
+    ] = False,
+    attribution: Annotated[
+        bool | None,
+        typer.Option(
+            "--attribution/--no-attribution",
+            help="Swap components to name the one that lost recall; default: if a rank changed "
+            "beyond ties.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where features and scores are kept for the next run; default: "
+            "~/.cache/hat-export, or $HAT_EXPORT_CACHE.",
+            show_default=False,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep nothing: an interrupted run starts anew.")
+    ] = False,
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Changed queries shown with pictures in the HTML report.")
+    ] = 20,
     batch: Annotated[int, typer.Option(min=1, help="Images or captions at a time.")] = 50,
     backend: BackendOption = "onnxruntime",
+    reference_backend: Annotated[
+        str | None,
+        typer.Option(help="What runs the reference if it is a bundle; default: as --backend."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare recall@K of two models on a dataset; exit status 1 if recall drops too far."""
+    """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge."""
     from hat_export.dataset import read_karpathy
-    from hat_export.environment import environment
-    from hat_export.errors import InputError
-    from hat_export.evaluate import score_dataset
-    from hat_export.parity import compare, parity_report, parse_budget
-    from hat_export.retrieval import fold_mean
+    from hat_export.environment import default_cache
+    from hat_export.parity import ParitySettings, Side, parity_report, run_parity
+    from hat_export.recall.budget import Verdict, parse_budget
 
-    budget = parse_budget(max_drop)
+    settings = ParitySettings(
+        budget=parse_budget(max_drop),
+        strict=strict,
+        cache=None if no_cache else cache or default_cache(),
+        folds=folds,
+        batch=batch,
+        attribution=attribution,
+        gallery=gallery,
+    )
     common.check_report_paths(report)
     dataset = read_karpathy(data, split, images or ()).take(captions).limit(limit)
-    if folds and len(dataset.entries) % folds:
-        raise InputError(f"--folds {folds} does not divide {len(dataset.entries)} images")
-    progress = common.Progress(quiet)
     architecture = common.read_spec(spec)
-    scores, names = [], []
-    for target in (reference, candidate):
-        progress.step(f"scoring with {target}")
-        with common.open_target(target, backend, threads, architecture, vocabulary) as session:
-            scores.append(score_dataset(session, dataset, batch, progress.count))
-            names.append(f"{target.name} ({session.backend})")
-    averages = None
-    if folds:
-        before, after = (fold_mean(part, dataset.owners, folds) for part in scores)
-        averages = (folds, before, after)
-    result = parity_report(
-        compare(scores[0], scores[1], dataset.owners),
-        (names[0], names[1]),
-        dataset.name,
-        budget,
-        environment(),
-        averages,
+    progress = common.Progress(quiet)
+    first, second = (
+        Side(target, partial(common.open_target, target, name, threads, architecture, vocabulary))
+        for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
-    common.deliver(result, report)
-    if not result.passed:
-        raise typer.Exit(1)
+    outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)
+    common.deliver(parity_report(outcome), report)
+    status = {Verdict.passed: 0, Verdict.failed: 1, Verdict.undecided: UNDECIDED}
+    if not outcome.passed:
+        raise typer.Exit(status[outcome.verdict])

@@ -120,12 +120,9 @@ def open_target(
     target: Path, backend: str, threads: int | None, spec: ModelSpec | None, vocabulary: Path | None
 ) -> Session:
     """A session on a checkpoint (PyTorch) or a bundle (``backend``)."""
-    from hat_export.api import load, open_bundle
-    from hat_export.bundle import is_bundle
+    from hat_export.api import open_target
 
-    if is_bundle(target):
-        return open_bundle(target, backend, threads)
-    return load(target, spec, vocabulary, threads)
+    return open_target(target, backend, threads, spec, vocabulary)
 
 
 def check_report_paths(paths: list[Path] | None) -> None:

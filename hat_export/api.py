@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hat_export.bundle import is_bundle
 from hat_export.environment import default_threads
 from hat_export.errors import BackendUnavailableError
 from hat_export.session import Session
@@ -64,6 +65,30 @@ def open_bundle(
     from hat_export.backends import open_checked
 
     return open_checked(bundle, backend, threads or default_threads(), verify)
+
+
+def open_target(
+    target: Path | str,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    spec: ModelSpec | None = None,
+    vocabulary: Path | str | None = None,
+) -> Session:
+    """A session on a bundle (``backend``) or a checkpoint (PyTorch).
+
+    Args:
+        target: Which of them it is, is seen from the path.
+        backend: As for :func:`open_bundle`.
+        threads: Threads; default: one per core.
+        spec: As for :func:`load`.
+        vocabulary: As for :func:`load`.
+
+    Raises:
+        HatError: as :func:`open_bundle` and :func:`load`.
+    """
+    if is_bundle(Path(target)):
+        return open_bundle(target, backend, threads)
+    return load(target, spec, vocabulary, threads)
 
 
 #: Package -> the extra that installs it, where it isn't ``export``.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -57,31 +58,30 @@ class ImageStore:
             for member in archive.namelist():
                 self._members.setdefault(member, (archive, member))
 
-    def open(self, name: str) -> Image.Image:
-        """The picture, decoded as far as PIL does on opening.
+    def read(self, name: str) -> bytes:
+        """The content of a picture's file.
 
         Raises:
-            DatasetError: if there is none of that name, or it can't be decoded.
+            DatasetError: if there is none of that name, or it can't be read.
         """
         try:
             if name in self._members:
                 archive, member = self._members[name]
-                image = Image.open(io.BytesIO(archive.read(member)))
-            else:
-                image = Image.open(self._path(name))
-            image.load()
+                return archive.read(member)
+            return self._path(name).read_bytes()
         except FileNotFoundError:
             places = ", ".join(str(root) for root in self.roots)
             raise DatasetError(f"{name}: no such image in {places}") from None
-        except (
-            OSError,
-            SyntaxError,  # PIL's for a broken PNG chunk
-            ValueError,
-            zipfile.BadZipFile,
-            Image.DecompressionBombError,
-        ) as error:
-            raise DatasetError(f"{name}: not a readable image ({error})") from None
-        return image
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            raise DatasetError(f"{name}: can't be read ({error})") from None
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, decoded.
+
+        Raises:
+            DatasetError: as :meth:`read`, or if it can't be decoded.
+        """
+        return decode(self.read(name), name)
 
     def _path(self, name: str) -> Path:
         for folder in self._folders:
@@ -96,6 +96,35 @@ class ImageStore:
         raise FileNotFoundError(name)
 
 
+def decode(content: bytes, name: str) -> Image.Image:
+    """A picture from the content of its file.
+
+    Raises:
+        DatasetError: naming the picture, if it can't be decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (
+        OSError,
+        SyntaxError,  # PIL's for a broken PNG chunk
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DatasetError(f"{name}: not a readable image ({error})") from None
+    return image
+
+
+class PictureStore(Protocol):
+    """Where a dataset's pictures come from."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a picture's file, by which it is recognised."""
+
+    def open(self, name: str) -> Image.Image:
+        """The picture, decoded."""
+
+
 @dataclass(frozen=True)
 class CaptionDataset:
     """Images in order with their captions.
@@ -108,7 +137,7 @@ class CaptionDataset:
 
     name: str
     entries: tuple[CaptionedImage, ...]
-    store: ImageStore
+    store: PictureStore
 
     @property
     def captions(self) -> list[str]:

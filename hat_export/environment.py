@@ -25,6 +25,18 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+#: Names another folder for what may be kept between runs.
+CACHE_VARIABLE = "HAT_EXPORT_CACHE"
+
+
+def default_cache() -> Path:
+    """Where features and scores are kept between runs: as the XDG base directories say."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hat-export"
+
+
 def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Versions of the installed ones among some packages."""
     versions = {}

@@ -29,7 +29,11 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def encode_captions(
-    session: Session, captions: Sequence[str], batch: int, progress: Progress = silent
+    session: Session,
+    captions: Sequence[str],
+    batch: int,
+    progress: Progress = silent,
+    before: int = 0,
 ) -> Iterator[tuple[Int64[np.ndarray, " captions"], TextFeatures]]:
     """Encode captions in batches of like length, so that little padding is computed or stored.
 
@@ -38,10 +42,13 @@ def encode_captions(
         captions: Texts.
         batch: Captions at a time.
         progress: Called after each batch.
+        before: Captions that were encoded in an earlier run, for the progress.
 
     Yields:
         Where the captions of a batch stand in the dataset, and their features.
     """
+    if not captions:
+        return
     ids, mask = session.tokenizer.encode(captions)
     lengths = mask.sum(1)
     order = np.argsort(lengths, kind="stable")
@@ -49,9 +56,9 @@ def encode_captions(
         chosen = order[start : start + batch]
         words = int(lengths[chosen].max())
         features = session.encode_texts(ids[chosen, :words], mask[chosen, :words])
-        _reject_nan("captions", features.levels)
+        reject_nan("captions", features.levels)
         yield chosen, features
-        progress("captions", min(start + batch, len(order)), len(order))
+        progress("captions", before + min(start + batch, len(order)), before + len(order))
 
 
 def score_dataset(
@@ -116,7 +123,7 @@ class _Scoring(Generic[ImagesT, TextsT]):
 def _full(session: Session) -> _Scoring[ImageFeatures, TextFeatures]:
     def encode(images: Sequence[ImageLike]) -> ImageFeatures:
         features = session.encode_images(images)
-        _reject_nan("images", features.levels)
+        reject_nan("images", features.levels)
         return features
 
     return _Scoring(lambda features: features, encode, session.score)
@@ -127,7 +134,7 @@ def _reduced(session: Session) -> _Scoring[ScorableImages, PreparedCaptions]:
 
     def encode(images: Sequence[ImageLike]) -> ScorableImages:
         reduced = session.reduce_images(images)
-        _reject_nan("images", reduced.levels)
+        reject_nan("images", reduced.levels)
         return ScorableImages.make(reduced, projections)
 
     def run(images: ScorableImages, captions: PreparedCaptions) -> np.ndarray:
@@ -136,7 +143,12 @@ def _reduced(session: Session) -> _Scoring[ScorableImages, PreparedCaptions]:
     return _Scoring(lambda features: prepare(features, projections), encode, run)
 
 
-def _reject_nan(what: str, levels: Sequence[np.ndarray]) -> None:
+def reject_nan(what: str, levels: Sequence[np.ndarray]) -> None:
+    """Refuse features that no score can be made of.
+
+    Raises:
+        InputError: naming the level.
+    """
     for level, values in enumerate(levels, start=1):
         if not np.isfinite(values).all():
             raise InputError(

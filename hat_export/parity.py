@@ -1,281 +1,383 @@
-"""Does a candidate retrieve what the reference retrieves? Recall, deltas and every changed rank."""
+"""Does a candidate retrieve what the reference retrieves, and if not, which component lost it?
+
+Runs everything in :mod:`hat_export.recall` on one dataset: encodes on both sides, scores, compares
+ranks, judges the budget on intervals, names the culprit, and makes the report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float32
-
+from hat_export.bundle import is_bundle, read_manifest
+from hat_export.dataset import CaptionDataset
+from hat_export.environment import environment, peak_memory
 from hat_export.errors import InputError
-from hat_export.report import Report, Table
-from hat_export.retrieval import RECALL_AT, Retrieval, rank
+from hat_export.evaluate import Progress, silent
+from hat_export.precision import PRECISIONS
+from hat_export.recall import tables
+from hat_export.recall.attribution import Attribution, attribute
+from hat_export.recall.budget import Judgement, Verdict, judge, overall
+from hat_export.recall.changes import ChangedQuery, look_up
+from hat_export.recall.comparison import TIE_MARGIN, Parity, compare
+from hat_export.recall.embeddings import (
+    DatasetDigests,
+    EncodedDataset,
+    encode_dataset,
+    encoder_keys,
+)
+from hat_export.recall.gallery import gallery
+from hat_export.recall.scorers import OwnScores, ScorerCheck, check_scorers, own_scores
+from hat_export.recall.scores import LevelScores, Scorer, score_levels
+from hat_export.recall.statistics import Delta, deltas, to_json
+from hat_export.report import Report
+from hat_export.retrieval import fold_mean
+from hat_export.session import Session
 
-#: Two scores closer than this are a tie. Features of two correct float32 runtimes differ by some
-#: 1e-6; where a word's dot products are all near zero, their normalisation makes that more: on the
-#: demo model's 5 million pairs the scores differ by up to 2.3e-5. One up and one down, two scores
-#: swap within twice that.
-TIE_MARGIN = 5e-5
+#: COCO's test split, whose 1K figures are means over five folds.
+COCO_IMAGES, COCO_FOLDS = 5000, 5
 
-#: What a budget may limit: the drop of a recall (in either direction) or of rsum, in points.
-BUDGET_KEYS = ("r1", "r5", "r10", "rsum")
+#: Called with one line before each step.
+Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ChangedRank:
-    """A query whose right answer has another rank.
+class Side:
+    """One of the two that are compared.
 
     Attributes:
-        direction: ``i2t`` or ``t2i``.
-        query: Number of the image or caption.
-        before: Rank by the reference, counted from 1.
-        after: Rank by the candidate, counted from 1.
-        margin: By the reference, the largest score distance between the right answer and an item
-            that changed sides.
+        target: Bundle or checkpoint.
+        open: Opens a session on it.
     """
 
-    direction: str
-    query: int
-    before: int
-    after: int
-    margin: float
+    target: Path
+    open: Callable[[], Session]
+
+
+@dataclass(frozen=True)
+class ParitySettings:
+    """How to compare.
+
+    Attributes:
+        budget: Largest allowed drop in points by key of
+            :data:`hat_export.recall.budget.BUDGET_KEYS`.
+        strict: Whether what can't be judged has failed.
+        cache: Folder of the features and scores; None for one that is deleted afterwards.
+        folds: Folds whose mean is shown too; None: five for COCO's 5,000 images, else none.
+        batch: Images or captions encoded at a time.
+        attribution: Whether to name the culprit; None: if a rank changed beyond ties.
+        gallery: Changed queries shown with pictures.
+    """
+
+    budget: Mapping[str, float]
+    strict: bool = False
+    cache: Path | None = None
+    folds: int | None = None
+    batch: int = 50
+    attribution: bool | None = None
+    gallery: int = 20
+
+
+@dataclass(frozen=True)
+class ParityOutcome:
+    """Everything that a comparison found.
+
+    Attributes:
+        names: Reference and candidate, for reports.
+        dataset: What they were compared on.
+        settings: How.
+        verdict: Passed, failed or undecided.
+        parity: Metrics of both, and every changed rank.
+        deltas: Every metric's difference with its interval.
+        judgements: Every limit held against its metric.
+        checks: Sessions' own scores beside the kernel's.
+        levels: Comparison and differences of each level alone.
+        changed: The changed queries with what was retrieved for them, worst first.
+        folds: Number of folds and the mean metrics of both; None without.
+        attribution: What each component costs; None where it wasn't asked for.
+        facts: Time, memory, cache, machine.
+    """
+
+    names: tuple[str, str]
+    dataset: CaptionDataset
+    settings: ParitySettings
+    verdict: Verdict
+    parity: Parity
+    deltas: Mapping[str, Delta]
+    judgements: tuple[Judgement, ...]
+    checks: tuple[ScorerCheck, ...]
+    levels: tuple[tuple[Parity, Mapping[str, Delta]], ...]
+    changed: tuple[ChangedQuery, ...]
+    folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None
+    attribution: Attribution | None
+    facts: Mapping[str, Any]
 
     @property
-    def tie(self) -> bool:
-        """Whether everything that changed sides was a tie within float32's noise."""
-        return self.margin <= TIE_MARGIN
+    def passed(self) -> bool:
+        """Whether recall is shown to keep the budget."""
+        return self.verdict is Verdict.passed
+
+
+class _Clock:
+    """Seconds per part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+def run_parity(
+    reference: Side,
+    candidate: Side,
+    dataset: CaptionDataset,
+    settings: ParitySettings,
+    progress: Progress = silent,
+    step: Step = lambda message: None,
+) -> ParityOutcome:
+    """Compare two models on a dataset.
+
+    Args:
+        reference: What the candidate is held against.
+        candidate: What is judged.
+        dataset: Images and captions.
+        settings: How.
+        progress: Called inside long loops.
+        step: Called before each step.
+
+    Returns:
+        What was found; :func:`parity_report` shows it.
+
+    Raises:
+        InputError: if the folds don't divide the images, or features are NaN.
+        DatasetError: if an image is missing or broken.
+        IndexFileError: if a file of the cache is damaged.
+        OutputError: if the cache can't be written.
+    """
+    images = len(dataset.entries)
+    folds = settings.folds or (COCO_FOLDS if images == COCO_IMAGES else None)
+    if folds and images % folds:
+        raise InputError(f"--folds {folds} does not divide {images} images")
+    clock = _Clock()
+    with ExitStack() as stack:
+        folder = _cache_folder(settings.cache, stack)
+        with clock.part("hashing pictures"):
+            digests = DatasetDigests.read(dataset, progress)
+        encoded, own, names, threads = [], [], [], 1
+        for side in (reference, candidate):
+            step(f"opening {side.target}")
+            with clock.part(f"encoding with {side.target.name}"), side.open() as session:
+                threads = session.threads
+                names.append(f"{side.target.name} ({session.backend})")
+                keys = encoder_keys(side.target, session)
+                step(f"encoding with {names[-1]}")
+                found = encode_dataset(
+                    session, keys, dataset, digests, folder, settings.batch, progress
+                )
+                encoded.append(stack.enter_context(found))
+                step(f"{found.reused[0]} images and {found.reused[1]} captions were in the cache")
+                own.append(own_scores(session, dataset))
+
+        def score(
+            images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
+        ) -> LevelScores:
+            return score_levels(images, texts, scorer, folder, threads, progress, what)
+
+        scores = []
+        for side, found in zip(("reference", "candidate"), encoded, strict=True):
+            with clock.part(f"scoring the {side}"):
+                what = f"captions scored by the {side}"
+                scores.append(score(found, found, Scorer.of(found.spec), what))
+        step("comparing")
+        with clock.part("comparing"):
+            judged = _judge(dataset, settings, folds, (scores[0], scores[1]))
+        parity = judged.parity
+        checks = _checks((reference, candidate), own, scores)
+        attribution = None
+        real = any(not item.tie for item in parity.changed)
+        if settings.attribution or (settings.attribution is None and real):
+            step("looking for the component at fault")
+            with clock.part("attribution"), tempfile.TemporaryDirectory(dir=folder) as work:
+                attribution = attribute(
+                    encoded[0],
+                    encoded[1],
+                    (scores[0], scores[1]),
+                    dataset.owners,
+                    Path(work),
+                    score,
+                )
+        facts = {
+            "seconds": {name: round(spent, 1) for name, spent in clock.seconds.items()},
+            "peak_memory_bytes": peak_memory(),
+            "reused": {
+                side: {"images": found.reused[0], "captions": found.reused[1]}
+                for side, found in zip(("reference", "candidate"), encoded, strict=True)
+            },
+            "scorers": [str(Scorer.of(found.spec)) for found in encoded],
+            "environment": environment(),
+        }
+    verdict = overall(judged.judgements, settings.strict)
+    if not all(check.passed for check in checks):
+        verdict = Verdict.failed
+    return ParityOutcome(
+        (names[0], names[1]),
+        dataset,
+        settings,
+        verdict,
+        parity,
+        judged.deltas,
+        judged.judgements,
+        checks,
+        judged.levels,
+        judged.changed,
+        judged.folds,
+        attribution,
+        facts,
+    )
 
 
 @dataclass(frozen=True)
-class Parity:
-    """Outcome of a comparison on one dataset.
-
-    Attributes:
-        reference: Metrics of the reference.
-        candidate: Metrics of the candidate.
-        changed: Queries whose rank changed.
-        score_difference: Largest absolute difference of a score.
-        images: Number of images.
-        captions: Number of captions.
-    """
-
-    reference: Retrieval
-    candidate: Retrieval
-    changed: tuple[ChangedRank, ...]
-    score_difference: float
-    images: int
-    captions: int
-
-    def deltas(self) -> dict[str, float]:
-        """Candidate minus reference, in points: ``i2t_r1`` ... ``t2i_r10`` and ``rsum``."""
-        found = {"rsum": self.candidate.rsum - self.reference.rsum}
-        for side in ("i2t", "t2i"):
-            before, after = getattr(self.reference, side), getattr(self.candidate, side)
-            found |= {f"{side}_r{at}": after.recall(at) - before.recall(at) for at in RECALL_AT}
-        return found
-
-    def violations(self, budget: Mapping[str, float]) -> list[str]:
-        """Which limits are exceeded.
-
-        Args:
-            budget: Largest allowed drop in points by key of :data:`BUDGET_KEYS`; a recall's limit
-                holds for both directions.
-        """
-        found = []
-        for name, delta in self.deltas().items():
-            limit = budget.get(name.split("_")[-1])
-            # A millionth of a point: recalls are counts over counts, their difference rounds.
-            if limit is not None and -delta > limit + 1e-6:
-                found.append(f"{name} dropped by {-delta:.2f} points, allowed {limit:g}")
-        return found
+class _Judged:
+    parity: Parity
+    deltas: Mapping[str, Delta]
+    judgements: tuple[Judgement, ...]
+    levels: tuple[tuple[Parity, Mapping[str, Delta]], ...]
+    changed: tuple[ChangedQuery, ...]
+    folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """A budget such as ``r1=0.2,rsum=0.5``.
-
-    Raises:
-        InputError: on an unknown key or a value that is no number from 0 up.
-    """
-    budget = {}
-    for item in text.split(","):
-        key, _, value = item.partition("=")
-        key = key.strip()
-        if key not in BUDGET_KEYS:
-            raise InputError(
-                f"budget {text!r}: unknown key {key!r}; expected KEY=POINTS with KEY one of "
-                f"{', '.join(BUDGET_KEYS)}"
-            )
-        try:
-            limit = float(value)
-        except ValueError:
-            limit = -1.0
-        if not 0 <= limit < float("inf"):
-            raise InputError(f"budget {text!r}: {value!r} is not a number of points from 0 up")
-        budget[key] = limit
-    return budget
-
-
-def compare(
-    reference: Float32[np.ndarray, "images captions"],
-    candidate: Float32[np.ndarray, "images captions"],
-    owners: list[int],
-) -> Parity:
-    """Compare two score matrices of one dataset.
-
-    Args:
-        reference: Scores of the reference.
-        candidate: Scores of the candidate.
-        owners: For every caption, the index of its image.
-
-    Raises:
-        InputError: on NaN, or matrices of different shapes.
-    """
-    if reference.shape != candidate.shape:
-        raise InputError(
-            f"scores are {list(reference.shape)} and {list(candidate.shape)}; expected one shape"
-        )
-    before, after = rank(reference, owners), rank(candidate, owners)
-    changed = []
-    owner = np.asarray(owners)
-    for direction in ("i2t", "t2i"):
-        old, new = getattr(before, direction).worst, getattr(after, direction).worst
-        for query in np.flatnonzero(old != new):
-            margin = _margin(reference, candidate, owner, direction, int(query))
-            changed.append(
-                ChangedRank(direction, int(query), int(old[query]) + 1, int(new[query]) + 1, margin)
-            )
-    return Parity(
-        reference=before,
-        candidate=after,
-        changed=tuple(changed),
-        score_difference=float(np.abs(reference - candidate).max()),
-        images=reference.shape[0],
-        captions=reference.shape[1],
+def _judge(
+    dataset: CaptionDataset,
+    settings: ParitySettings,
+    folds: int | None,
+    scores: tuple[LevelScores, LevelScores],
+) -> _Judged:
+    owners = dataset.owners
+    before, after = scores
+    parity = compare(before.total, after.total, owners)
+    found = deltas(parity)
+    alone = [
+        compare(first, second, owners)
+        for first, second in zip(before.levels, after.levels, strict=True)
+    ]
+    means = None
+    if folds:
+        first, second = (fold_mean(side.total, owners, folds) for side in scores)
+        means = (folds, first, second)
+    return _Judged(
+        parity,
+        found,
+        judge(found, settings.budget, parity.images),
+        tuple((item, deltas(item)) for item in alone),
+        look_up(parity.changed, before.total, after.total, owners),
+        means,
     )
 
 
-def _margin(
-    reference: np.ndarray, candidate: np.ndarray, owner: np.ndarray, direction: str, query: int
-) -> float:
-    """Largest reference distance between the right answer and an item that changed sides."""
-    if direction == "t2i":
-        right = int(owner[query])
-        gaps = [scores[:, query] - scores[right, query] for scores in (reference, candidate)]
-    else:
-        own = owner == query
-        gaps = []
-        for scores in (reference, candidate):
-            gap = scores[query] - scores[query, own].max()
-            gap[own] = -1.0  # the image's own captions never count against it
-            gaps.append(gap)
-    moved = (gaps[0] >= 0) != (gaps[1] >= 0)
-    return float(np.abs(gaps[0][moved]).max())
+def _checks(
+    sides: Sequence[Side], own: Sequence[OwnScores], scores: Sequence[LevelScores]
+) -> tuple[ScorerCheck, ...]:
+    found: list[ScorerCheck] = []
+    for name, side, some, levels in zip(
+        ("reference", "candidate"), sides, own, scores, strict=True
+    ):
+        precision = read_manifest(side.target).precision if is_bundle(side.target) else "fp32"
+        tolerance = PRECISIONS[precision].score_tolerance
+        found += check_scorers(name, some, levels.total, tolerance)
+    return tuple(found)
 
 
-def parity_report(
-    parity: Parity,
-    names: tuple[str, str],
-    dataset: str,
-    budget: Mapping[str, float],
-    environment: Mapping[str, Any],
-    folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None = None,
-) -> Report:
-    """The report of a comparison.
+def _cache_folder(cache: Path | None, stack: ExitStack) -> Path:
+    if cache is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hat-export-")))
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
 
-    Args:
-        parity: The comparison.
-        names: What to call reference and candidate.
-        dataset: What to call the dataset.
-        budget: Limits, see :meth:`Parity.violations`.
-        environment: Machine and versions.
-        folds: Number of folds, and the mean metrics over them of reference and candidate, from
-            :func:`hat_export.retrieval.fold_mean`.
-    """
-    violations = parity.violations(budget)
-    ties = sum(item.tie for item in parity.changed)
-    total = parity.images + parity.captions
-    limits = ", ".join(f"{key} {value:g}" for key, value in budget.items())
-    verdict = "FAILED: " + "; ".join(violations) if violations else "passed"
-    summary = (
-        f"Parity {verdict} (largest allowed drop in points: {limits}).",
-        f"{total - len(parity.changed)} of {total} ranks identical; {len(parity.changed)} changed, "
-        f"{ties} of them between items that tie within {TIE_MARGIN:g}. "
-        f"Largest score difference {parity.score_difference:.2g}.",
+
+def parity_report(outcome: ParityOutcome) -> Report:
+    """The report of a comparison."""
+    parity, dataset = outcome.parity, outcome.dataset
+    summary = [
+        tables.verdict_sentence(
+            outcome.verdict, outcome.judgements, outcome.checks, outcome.settings.strict
+        ),
+        tables.ranks_sentence(parity),
+    ]
+    shown = [tables.gate_table(outcome.deltas, outcome.judgements, dataset.name, parity)]
+    if outcome.folds:
+        shown.append(tables.fold_table(*outcome.folds))
+    if outcome.attribution:
+        summary.append(outcome.attribution.sentence())
+        shown.append(tables.attribution_table(outcome.attribution))
+    shown.append(tables.level_table(outcome.levels))
+    if outcome.changed:
+        shown.append(tables.changed_table(outcome.changed, len(parity.changed), dataset))
+    shown += [tables.scorer_table(outcome.checks), tables.run_table(outcome.facts)]
+    worst = outcome.changed[: outcome.settings.gallery]
+    galleries = (gallery(worst, len(parity.changed), dataset),) if worst else ()
+    undecided = outcome.verdict is Verdict.undecided
+    return Report(
+        "parity",
+        f"Recall parity: {outcome.names[1]} against {outcome.names[0]}",
+        None if undecided else outcome.passed,
+        tuple(summary),
+        tuple(shown),
+        _data(outcome),
+        galleries,
+        undecided,
     )
-    data = {
-        "reference": {"name": names[0], **parity.reference.to_json()},
-        "candidate": {"name": names[1], **parity.candidate.to_json()},
-        "dataset": dataset,
+
+
+def _data(outcome: ParityOutcome) -> dict[str, Any]:
+    parity = outcome.parity
+    sides = zip(
+        ("reference", "candidate"),
+        outcome.names,
+        (parity.reference, parity.candidate),
+        outcome.facts["scorers"],
+        strict=True,
+    )
+    data: dict[str, Any] = {
+        side: {"name": name, "scorer": scorer, **metrics.to_json()}
+        for side, name, metrics, scorer in sides
+    }
+    data |= {
+        "dataset": outcome.dataset.name,
         "images": parity.images,
         "captions": parity.captions,
-        "deltas": parity.deltas(),
-        "budget": dict(budget),
-        "violations": violations,
+        "verdict": outcome.verdict.value,
+        "strict": outcome.settings.strict,
+        "budget": dict(outcome.settings.budget),
+        "judgements": [item.to_json() for item in outcome.judgements],
+        "deltas": to_json(outcome.deltas),
+        "levels": [
+            {"deltas": to_json(found), "changed": len(item.changed)}
+            for item, found in outcome.levels
+        ],
         "score_difference": parity.score_difference,
         "tie_margin": TIE_MARGIN,
-        "changed": [asdict(item) | {"tie": item.tie} for item in parity.changed],
-        "environment": dict(environment),
+        "scorer_checks": [check.to_json() for check in outcome.checks],
+        "changed": [item.to_json(outcome.dataset) for item in outcome.changed],
+        "seconds": outcome.facts["seconds"],
+        "peak_memory_bytes": outcome.facts["peak_memory_bytes"],
+        "reused": outcome.facts["reused"],
+        "environment": outcome.facts["environment"],
     }
-    tables = [_recall_table(parity, names, dataset)]
-    if parity.changed:
-        tables.append(_changed_table(parity))
-    if folds:
-        count, before, after = folds
+    if outcome.folds:
+        count, before, after = outcome.folds
         data["folds"] = {"count": count, "reference": dict(before), "candidate": dict(after)}
-        tables.insert(1, _fold_table(count, names, before, after))
-    title = f"Recall parity: {names[1]} against {names[0]}"
-    return Report("parity", title, not violations, summary, tuple(tables), data)
-
-
-def _recall_table(parity: Parity, names: tuple[str, str], dataset: str) -> Table:
-    columns = ("", *(f"{side} R@{at}" for side in ("i2t", "t2i") for at in RECALL_AT), "rsum")
-    rows = []
-    for name, result in zip(names, (parity.reference, parity.candidate), strict=True):
-        recalls = [ranks.recall(at) for ranks in (result.i2t, result.t2i) for at in RECALL_AT]
-        rows.append((name, *(f"{value:.2f}" for value in (*recalls, result.rsum))))
-    deltas = parity.deltas()
-    keys = [f"{side}_r{at}" for side in ("i2t", "t2i") for at in RECALL_AT]
-    rows.append(("difference", *(f"{deltas[key]:+.2f}" for key in (*keys, "rsum"))))
-    won = [
-        ranks.recall_if_ties_won(at) - ranks.recall(at)
-        for ranks in (parity.candidate.i2t, parity.candidate.t2i)
-        for at in RECALL_AT
-    ]
-    rows.append(("if all ties were won", *(f"{value:+.2f}" for value in (*won, sum(won)))))
-    note = (
-        f"{dataset}: {parity.images} images, {parity.captions} captions. Percent of queries. "
-        "A score equal to the right answer's counts as ranked before it."
-    )
-    return Table("Recall", columns, tuple(rows), note)
-
-
-def _fold_table(
-    count: int, names: tuple[str, str], before: Mapping[str, float], after: Mapping[str, float]
-) -> Table:
-    keys = [f"{side}_r{at}" for side in ("i2t", "t2i") for at in RECALL_AT]
-    columns = ("", *(key.replace("_r", " R@") for key in keys), "rsum")
-    rows = tuple(
-        (name, *(f"{found[key]:.2f}" for key in (*keys, "rsum")))
-        for name, found in zip(names, (before, after), strict=True)
-    )
-    note = f"Mean over {count} consecutive folds of the images, each with its own captions."
-    return Table(f"Recall over {count} folds", columns, rows, note)
-
-
-def _changed_table(parity: Parity, most: int = 20) -> Table:
-    worst = sorted(parity.changed, key=lambda item: -item.margin)[:most]
-    rows = tuple(
-        (
-            f"{item.direction} {item.query}",
-            str(item.before),
-            str(item.after),
-            f"{item.margin:.2g}",
-            "yes" if item.tie else "no",
-        )
-        for item in worst
-    )
-    note = f"{len(parity.changed)} in all; widest margin first, at most {most} shown."
-    columns = ("query", "rank before", "rank after", "margin", "tie")
-    return Table("Changed ranks", columns, rows, note)
+    if outcome.attribution:
+        data["attribution"] = outcome.attribution.to_json()
+    return data

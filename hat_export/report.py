@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -16,19 +17,39 @@ REPORT_VERSION = 1
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--line:#d5d9de;--soft:#f4f6f8;
---good:#1a7f37;--bad:#c9252d}
+--faint:#5b6570;--good:#1a7f37;--bad:#c9252d;--doubt:#9a6700;--plain:#5b6570}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8ea;--paper:#16181b;--line:#363b41;
---soft:#202428;--good:#4ac26b;--bad:#ff7b72}}
+--soft:#202428;--faint:#9aa4ae;--good:#4ac26b;--bad:#ff7b72;--doubt:#d4a72c;--plain:#9aa4ae}}
+*{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;
-max-width:70rem;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-.verdict{border-left:4px solid var(--good);background:var(--soft);padding:.6rem 1rem}
-.verdict.failed{border-color:var(--bad)}
-.wide{overflow-x:auto}table{border-collapse:collapse}
-th,td{border-bottom:1px solid var(--line);padding:.3rem .8rem;text-align:right;white-space:nowrap}
+max-width:74rem;padding:0 1rem;overflow-wrap:anywhere}
+h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
+h3{font-size:.95rem;margin:0 0 .6rem}h4{font-size:.85rem;margin:0 0 .3rem;color:var(--faint)}
+.verdict{border-left:4px solid var(--plain);background:var(--soft);padding:.6rem 1rem}
+.verdict p{margin:.2rem 0}
+.passed{border-color:var(--good)}.failed{border-color:var(--bad)}.undecided{border-color:var(--doubt)}
+.passed strong{color:var(--good)}.failed strong{color:var(--bad)}.undecided strong{color:var(--doubt)}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
-.note{opacity:.8;font-size:.9em}
+td.long{white-space:normal;text-align:left;min-width:16rem}
+.note{color:var(--faint);font-size:.9em;max-width:60rem}
+.card{border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.8rem 0;
+display:grid;grid-template-columns:minmax(9rem,1fr) 2fr 2fr;gap:.4rem 1.4rem}
+.card h3{grid-column:1/-1}
+.items{display:flex;flex-wrap:wrap;gap:.6rem}
+figure{margin:0;width:7rem;border-top:3px solid transparent;padding-top:.25rem}
+figure.text{width:100%}figure.right{border-color:var(--good)}
+figure img{width:6rem;height:6rem;object-fit:contain;background:#fff;border-radius:4px;
+border:1px solid var(--line);display:block}
+figcaption{font-size:.85rem;line-height:1.35}figcaption small{color:var(--faint)}
+.right figcaption b{color:var(--good)}
+@media (max-width:45rem){body{margin:1rem auto}.card{grid-template-columns:1fr}
+figure{width:6rem}figure img{width:5.4rem;height:5.4rem}}
 """
+
+#: A table cell longer than this is wrapped, in characters.
+LONG_CELL = 60
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,68 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image file inside a report.
+
+    Attributes:
+        content: The file.
+        media_type: Its type, such as ``image/webp``.
+        name: What it shows.
+    """
+
+    content: bytes
+    media_type: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One query or answer in a gallery.
+
+    Attributes:
+        text: What it is.
+        note: What the reader has to know of it; may be empty.
+        picture: Shown above the text, if there is one.
+        right: Whether it is marked as a right answer.
+    """
+
+    text: str
+    note: str = ""
+    picture: Picture | None = None
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One entry of a gallery: something asked, and lists of answers beside it.
+
+    Attributes:
+        title: Heading.
+        query: What was asked.
+        answers: Lists of answers with their headings.
+    """
+
+    title: str
+    query: Item
+    answers: tuple[tuple[str, tuple[Item, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Examples to look at.
+
+    Attributes:
+        title: Heading.
+        note: What the reader has to know.
+        cards: The examples.
+    """
+
+    title: str
+    note: str
+    cards: tuple[Card, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A finished report.
 
@@ -59,6 +142,8 @@ class Report:
         summary: The result in a few sentences.
         tables: What to show.
         data: Everything measured, as JSON values.
+        galleries: Examples, shown where pictures can be; their facts belong into ``data`` too.
+        undecided: Whether there was something to judge that could not be judged.
     """
 
     kind: str
@@ -67,6 +152,8 @@ class Report:
     summary: tuple[str, ...]
     tables: tuple[Table, ...]
     data: Mapping[str, Any]
+    galleries: tuple[Gallery, ...] = ()
+    undecided: bool = False
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -84,24 +171,35 @@ class Report:
         """The report as Markdown text."""
         parts = [f"# {self.title}", *self.summary]
         for table in self.tables:
-            head = "| " + " | ".join(table.columns) + " |"
+            head = "| " + " | ".join(map(_markdown_cell, table.columns)) + " |"
             rule = "|" + " --- |" + " ---: |" * (len(table.columns) - 1)
             rows = ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in table.rows]
             parts += [f"## {table.title}", "\n".join([head, rule, *rows])]
             parts += [table.note] if table.note else []
+        for gallery in self.galleries:
+            parts += [f"## {gallery.title}", gallery.note]
+            for card in gallery.cards:
+                parts += [f"### {card.title}", f"Asked: {_markdown_item(card.query)}"]
+                for heading, answers in card.answers:
+                    listed = "\n".join(f"- {_markdown_item(answer)}" for answer in answers)
+                    parts.append(f"{heading}:\n\n{listed}")
         return "\n\n".join(parts) + "\n"
 
     def to_html(self) -> str:
         """The report as one HTML page that needs nothing from elsewhere."""
-        failed = " failed" if self.passed is False else ""
-        body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="verdict{failed}">']
-        body += [f"<div>{html.escape(line)}</div>" for line in self.summary]
+        verdict = {True: "passed", False: "failed", None: "unjudged"}[self.passed]
+        verdict = "undecided" if self.undecided else verdict
+        first, *others = self.summary or ("",)
+        body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="verdict {verdict}">']
+        body.append(f"<p><strong>{html.escape(first)}</strong></p>")
+        body += [f"<p>{html.escape(line)}</p>" for line in others]
         body.append("</div>")
         for table in self.tables:
             body.append(f"<h2>{html.escape(table.title)}</h2>")
             body.append(_html_table(table))
             if table.note:
                 body.append(f'<p class="note">{html.escape(table.note)}</p>')
+        body += [_html_gallery(gallery) for gallery in self.galleries]
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -139,9 +237,49 @@ def _markdown_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _markdown_item(item: Item) -> str:
+    mark = " **(right)**" if item.right else ""
+    note = f" ({_markdown_cell(item.note)})" if item.note else ""
+    return f"{_markdown_cell(item.text)}{mark}{note}"
+
+
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        parts = []
+        for cell in cells:
+            kind = ' class="long"' if tag == "td" and len(cell) > LONG_CELL else ""
+            parts.append(f"<{tag}{kind}>{html.escape(cell)}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
 
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     return f'<div class="wide"><table>{row(table.columns, "th")}\n{rows}</table></div>'
+
+
+def _html_gallery(gallery: Gallery) -> str:
+    parts = [f"<h2>{html.escape(gallery.title)}</h2>"]
+    parts.append(f'<p class="note">{html.escape(gallery.note)}</p>')
+    for card in gallery.cards:
+        parts.append(f'<section class="card"><h3>{html.escape(card.title)}</h3>')
+        for heading, items in (("Asked", (card.query,)), *card.answers):
+            shown = "".join(map(_html_item, items))
+            parts.append(
+                f'<div><h4>{html.escape(heading)}</h4><div class="items">{shown}</div></div>'
+            )
+        parts.append("</section>")
+    return "\n".join(parts)
+
+
+def _html_item(item: Item) -> str:
+    kinds = ("right" if item.right else "", "" if item.picture else "text")
+    picture = ""
+    if item.picture:
+        content = base64.b64encode(item.picture.content).decode()
+        source = html.escape(f"data:{item.picture.media_type};base64,{content}")
+        name = html.escape(item.picture.name)
+        picture = f'<img src="{source}" alt="{name}">'
+    mark = "<b>\u2713 right</b> " if item.right else ""
+    note = f"<br><small>{html.escape(item.note)}</small>" if item.note else ""
+    return (
+        f'<figure class="{" ".join(filter(None, kinds))}">{picture}'
+        f"<figcaption>{mark}{html.escape(item.text)}{note}</figcaption></figure>"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -144,6 +144,10 @@ class Session(Closing, ABC):
                     f"this model's are {self.spec.dim}"
                 )
         return self._score(images, texts)
+
+    def scorers(self) -> Mapping[str, ScoreBlock]:
+        """Every way in which this session can score features, by name; all should agree."""
+        return {"own score": self.score}
 
     @property
     def scores_reduced(self) -> bool:

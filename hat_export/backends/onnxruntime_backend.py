@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
 from hat_export.kernels import operators
 from hat_export.scoring import score_with_kernel
-from hat_export.session import Session, score_in_blocks
+from hat_export.session import ScoreBlock, Session, score_in_blocks
 from hat_export.spec import LEVELS
 from hat_export.tokenizer import CaptionTokenizer
 
@@ -109,6 +110,10 @@ class OnnxRuntimeSession(Session):
         if "alignment" not in self._graphs:
             self._graphs["alignment"] = self._load("alignment")
         return score_in_blocks(images, texts, self._score_block)
+
+    def scorers(self) -> Mapping[str, ScoreBlock]:
+        """The native kernel on whole features, and the bundle's alignment graph."""
+        return {"own score": self.score, "alignment graph": self.score_with_graph}
 
     def _score_block(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         feed = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -34,6 +35,20 @@ class TorchSession(Session):
     def __init__(self, model: HAT, tokenizer: CaptionTokenizer, threads: int) -> None:
         super().__init__(model.spec, tokenizer, "torch", threads)
         self.model = model
+
+    def weights_sha256(self, component: str) -> str:
+        """Hash of one encoder's weights and projections.
+
+        Args:
+            component: ``image`` or ``text``.
+        """
+        encoder = {"image": "vit_model.", "text": "text_transformer."}[component]
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            if name.startswith((encoder, f"cross_modal_{component}_")):
+                digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         torch.set_num_threads(self.threads)

@@ -18,6 +18,10 @@ BUDGET_KEYS = (*(f"r{at}" for at in RECALL_AT), *RECALLS, "rsum")
 ROUNDING = 1e-6
 
 
+#: A fifth of a point of each recall is one image of 500; half a point of their sum.
+DEFAULT_BUDGET = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5"
+
+
 class Verdict(StrEnum):
     """What a budget has to say."""
 
