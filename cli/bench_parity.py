@@ -58,6 +58,12 @@ def parity(
             show_default=False,
         ),
     ] = None,
+    localize: Annotated[
+        bool,
+        typer.Option(
+            "--localize", help="Compare the graphs layer by layer and name the first that is wrong."
+        ),
+    ] = False,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -97,6 +103,7 @@ def parity(
         folds=folds,
         batch=batch,
         attribution=attribution,
+        localize=localize,
         gallery=gallery,
     )
     common.check_report_paths(report)

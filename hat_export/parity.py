@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hat_export.bundle import is_bundle, read_manifest
 from hat_export.dataset import CaptionDataset
 from hat_export.environment import environment, peak_memory
-from hat_export.errors import InputError
+from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.evaluate import Progress, silent
 from hat_export.precision import PRECISIONS
 from hat_export.recall import tables
@@ -39,8 +39,14 @@ from hat_export.report import Report
 from hat_export.retrieval import fold_mean
 from hat_export.session import Session
 
+if TYPE_CHECKING:
+    from hat_export.recall.graphs import Probe
+    from hat_export.recall.localize import Localization
+
 #: COCO's test split, whose 1K figures are means over five folds.
 COCO_IMAGES, COCO_FOLDS = 5000, 5
+
+SIDES = ("reference", "candidate")
 
 #: Called with one line before each step.
 Step = Callable[[str], None]
@@ -71,6 +77,7 @@ class ParitySettings:
         folds: Folds whose mean is shown too; None: five for COCO's 5,000 images, else none.
         batch: Images or captions encoded at a time.
         attribution: Whether to name the culprit; None: if a rank changed beyond ties.
+        localize: Whether to compare the encoders' graphs layer by layer.
         gallery: Changed queries shown with pictures.
     """
 
@@ -80,6 +87,7 @@ class ParitySettings:
     folds: int | None = None
     batch: int = 50
     attribution: bool | None = None
+    localize: bool = False
     gallery: int = 20
 
 
@@ -100,6 +108,7 @@ class ParityOutcome:
         changed: The changed queries with what was retrieved for them, worst first.
         folds: Number of folds and the mean metrics of both; None without.
         attribution: What each component costs; None where it wasn't asked for.
+        localizations: Per graph, the first layer that is wrong; empty where it wasn't asked for.
         facts: Time, memory, cache, machine.
     """
 
@@ -115,6 +124,7 @@ class ParityOutcome:
     changed: tuple[ChangedQuery, ...]
     folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None
     attribution: Attribution | None
+    localizations: tuple[Localization, ...]
     facts: Mapping[str, Any]
 
     @property
@@ -170,8 +180,11 @@ def run_parity(
     folds = settings.folds or (COCO_FOLDS if images == COCO_IMAGES else None)
     if folds and images % folds:
         raise InputError(f"--folds {folds} does not divide {images} images")
+    if settings.localize:
+        _require_localizable(candidate)
     clock = _Clock()
     with ExitStack() as stack:
+        probe: Probe | None = None
         folder = _cache_folder(settings.cache, stack)
         with clock.part("hashing pictures"):
             digests = DatasetDigests.read(dataset, progress)
@@ -189,6 +202,8 @@ def run_parity(
                 encoded.append(stack.enter_context(found))
                 step(f"{found.reused[0]} images and {found.reused[1]} captions were in the cache")
                 own.append(own_scores(session, dataset))
+                if settings.localize and side is candidate:
+                    probe = _make_probe(session, dataset)
 
         def score(
             images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
@@ -196,7 +211,7 @@ def run_parity(
             return score_levels(images, texts, scorer, folder, threads, progress, what)
 
         scores = []
-        for side, found in zip(("reference", "candidate"), encoded, strict=True):
+        for side, found in zip(SIDES, encoded, strict=True):
             with clock.part(f"scoring the {side}"):
                 what = f"captions scored by the {side}"
                 scores.append(score(found, found, Scorer.of(found.spec), what))
@@ -218,12 +233,17 @@ def run_parity(
                     Path(work),
                     score,
                 )
+        localizations: tuple[Localization, ...] = ()
+        if probe is not None:
+            step("comparing layer by layer")
+            with clock.part("localization"):
+                localizations = _localize(reference, candidate, probe, progress)
         facts = {
             "seconds": {name: round(spent, 1) for name, spent in clock.seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "reused": {
                 side: {"images": found.reused[0], "captions": found.reused[1]}
-                for side, found in zip(("reference", "candidate"), encoded, strict=True)
+                for side, found in zip(SIDES, encoded, strict=True)
             },
             "scorers": [str(Scorer.of(found.spec)) for found in encoded],
             "environment": environment(),
@@ -244,6 +264,7 @@ def run_parity(
         judged.changed,
         judged.folds,
         attribution,
+        localizations,
         facts,
     )
 
@@ -290,13 +311,45 @@ def _checks(
     sides: Sequence[Side], own: Sequence[OwnScores], scores: Sequence[LevelScores]
 ) -> tuple[ScorerCheck, ...]:
     found: list[ScorerCheck] = []
-    for name, side, some, levels in zip(
-        ("reference", "candidate"), sides, own, scores, strict=True
-    ):
+    for name, side, some, levels in zip(SIDES, sides, own, scores, strict=True):
         precision = read_manifest(side.target).precision if is_bundle(side.target) else "fp32"
         tolerance = PRECISIONS[precision].score_tolerance
         found += check_scorers(name, some, levels.total, tolerance)
     return tuple(found)
+
+
+def _make_probe(session: Session, dataset: CaptionDataset) -> Probe:
+    from hat_export.recall.graphs import make_probe
+
+    return make_probe(session, dataset)
+
+
+def _localize(
+    reference: Side, candidate: Side, probe: Probe, progress: Progress
+) -> tuple[Localization, ...]:
+    from hat_export.recall.graphs import localize_between
+
+    return localize_between(reference.target, reference.open, candidate.target, probe, progress)
+
+
+def _require_localizable(candidate: Side) -> None:
+    """Refuse what can't be localized before hours are spent on encoding.
+
+    Raises:
+        InputError: if the candidate has no graphs.
+        BackendUnavailableError: if a package is missing.
+    """
+    import importlib.util
+
+    if not is_bundle(candidate.target):
+        raise InputError(
+            f"{candidate.target}: --localize needs a bundle as candidate; a checkpoint has no graph"
+        )
+    for package, extra in (("onnx", "export"), ("onnxruntime", "cpu")):
+        if importlib.util.find_spec(package) is None:
+            raise BackendUnavailableError(
+                f"--localize needs {package}; install it with: pip install 'hat-export[{extra}]'"
+            )
 
 
 def _cache_folder(cache: Path | None, stack: ExitStack) -> Path:
@@ -321,6 +374,9 @@ def parity_report(outcome: ParityOutcome) -> Report:
     if outcome.attribution:
         summary.append(outcome.attribution.sentence())
         shown.append(tables.attribution_table(outcome.attribution))
+    for found in outcome.localizations:
+        summary.append(found.sentence())
+        shown += tables.localization_tables(found)
     shown.append(tables.level_table(outcome.levels))
     if outcome.changed:
         shown.append(tables.changed_table(outcome.changed, len(parity.changed), dataset))
@@ -343,7 +399,7 @@ def parity_report(outcome: ParityOutcome) -> Report:
 def _data(outcome: ParityOutcome) -> dict[str, Any]:
     parity = outcome.parity
     sides = zip(
-        ("reference", "candidate"),
+        SIDES,
         outcome.names,
         (parity.reference, parity.candidate),
         outcome.facts["scorers"],
@@ -380,4 +436,6 @@ def _data(outcome: ParityOutcome) -> dict[str, Any]:
         data["folds"] = {"count": count, "reference": dict(before), "candidate": dict(after)}
     if outcome.attribution:
         data["attribution"] = outcome.attribution.to_json()
+    if outcome.localizations:
+        data["localization"] = [found.to_json() for found in outcome.localizations]
     return data

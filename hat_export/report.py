@@ -27,8 +27,9 @@ h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 h3{font-size:.95rem;margin:0 0 .6rem}h4{font-size:.85rem;margin:0 0 .3rem;color:var(--faint)}
 .verdict{border-left:4px solid var(--plain);background:var(--soft);padding:.6rem 1rem}
 .verdict p{margin:.2rem 0}
-.passed{border-color:var(--good)}.failed{border-color:var(--bad)}.undecided{border-color:var(--doubt)}
-.passed strong{color:var(--good)}.failed strong{color:var(--bad)}.undecided strong{color:var(--doubt)}
+.passed{border-color:var(--good)}.passed strong{color:var(--good)}
+.failed{border-color:var(--bad)}.failed strong{color:var(--bad)}
+.undecided{border-color:var(--doubt)}.undecided strong{color:var(--doubt)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}

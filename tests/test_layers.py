@@ -88,10 +88,18 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "torchvision": (),
     "transformers": ("hat_export.export", "hat_export.model.hat"),
     "timm": ("hat_export.export", "hat_export.model.hat"),
-    "onnx": ("hat_export.backends.emulation_backend", "hat_export.export"),
+    "onnx": (
+        "hat_export.backends.emulation_backend",
+        "hat_export.export",
+        "hat_export.recall.graphs",
+        "hat_export.recall.localize",
+    ),
     "onnxscript": ("hat_export.export",),
     "onnxslim": ("hat_export.export",),
-    "onnxruntime": ("hat_export.backends.onnxruntime_backend",),
+    "onnxruntime": (
+        "hat_export.backends.onnxruntime_backend",
+        "hat_export.recall.localize",
+    ),
     "tensorrt": (),
     "tensorrt_rtx": (),
     "triton": (

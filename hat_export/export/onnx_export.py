@@ -107,7 +107,7 @@ def export_onnx(
     tokenizer = CaptionTokenizer.from_vocabulary(loaded.vocabulary, loaded.spec.max_words)
     reference = TorchSession(loaded.model, tokenizer, threads)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
-    image, text = _encoders(loaded.spec, weights, attention)
+    image, text = encoder_graphs(loaded.spec, weights, attention)
     graphs: dict[str, tuple[Callable[[], GraphBuilder], int]] = {
         "image": (image, sum(loaded.spec.depths)),
         "text": (text, max(loaded.spec.text_level_layers) + 1),
@@ -169,9 +169,16 @@ def export_onnx(
     return Bundle.read(target, verify=False)
 
 
-def _encoders(
+def encoder_graphs(
     spec: ModelSpec, weights: Mapping[str, np.ndarray], attention: AttentionForm
 ) -> tuple[Callable[[], GraphBuilder], Callable[[], GraphBuilder]]:
+    """What builds the image graph and the text graph.
+
+    Args:
+        spec: The architecture.
+        weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
+        attention: How attention is written.
+    """
     if attention == "packed":
         return lambda: packed_image_graph(spec, weights), lambda: packed_text_graph(spec, weights)
     return (

@@ -172,10 +172,11 @@ def attribute(
         made[Component.text] = score(reference, candidate, own, "text encoder swapped")
     if others != own:
         made[Component.scorer] = score(reference, reference, others, "scorer swapped")
-    swaps = []
-    for component, swapped in (*made.items(), (Component.levels, scores[1])):
-        for level in (None, *range(1, LEVELS + 1)):
-            swaps.append(_swap(component, level, scores[0], swapped, owners, folder))
+    swaps = [
+        _swap(component, level, scores[0], swapped, owners, folder)
+        for component, swapped in (*made.items(), (Component.levels, scores[1]))
+        for level in (None, *range(1, LEVELS + 1))
+    ]
     return Attribution(tuple(swaps))
 
 

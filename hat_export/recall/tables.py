@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hat_export.dataset import CaptionDataset
 from hat_export.recall.attribution import Attribution
@@ -14,6 +14,9 @@ from hat_export.recall.scorers import ScorerCheck
 from hat_export.recall.statistics import CONFIDENCE, RANKS, RECALLS, Delta
 from hat_export.report import Table
 from hat_export.retrieval import RECALL_AT
+
+if TYPE_CHECKING:
+    from hat_export.recall.localize import Difference, Localization
 
 VERDICTS = {
     Verdict.passed: "Parity passed",
@@ -234,6 +237,57 @@ def scorer_table(checks: Sequence[ScorerCheck]) -> Table:
 def _signed(value: float) -> str:
     text = f"{value:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def localization_tables(found: Localization) -> list[Table]:
+    """Errors of every layer, and of every node of the layer at fault."""
+
+    def cells(difference: Difference) -> tuple[str, str, str]:
+        return (
+            f"{difference.cosine:.6f}",
+            f"{difference.largest:.2g}",
+            f"{difference.relative:.2g}",
+        )
+
+    first = found.first
+    rows = tuple(
+        (item.layer, *cells(item.total), *cells(item.own), "first over" if item is first else "")
+        for item in found.layers
+    )
+    kinds = ("cosine", "max error", "relative")
+    columns = ("layer", *kinds, *(f"own {kind}" for kind in kinds), f"bound {found.bound:g}")
+    note = (
+        "What leaves each layer, against the reference: in a run of the whole graph, and (own) of "
+        "the layer alone with the reference's inputs. "
+    )
+    if found.disturbed:
+        note += (
+            f"{len(found.disturbed)} tensors were left out, because making them outputs changes "
+            "what the graph computes."
+        )
+    else:
+        note += "Reading them changed no bit of the graph's outputs."
+    shown = [Table(f"Layers of the {found.graph} graph", columns, rows, note)]
+    if found.nodes:
+        rows = tuple(
+            (
+                item.node,
+                item.operator,
+                *cells(item.error),
+                "first over" if item is found.first_node else "",
+                ", ".join(item.weights),
+            )
+            for item in found.nodes
+        )
+        shown.append(
+            Table(
+                f"Nodes of {first.layer if first else ''}",
+                ("node", "operator", *kinds, "", "weights"),
+                rows,
+                "With the reference's inputs of the layer.",
+            )
+        )
+    return shown
 
 
 def run_table(facts: Mapping[str, Any]) -> Table:
