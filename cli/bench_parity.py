@@ -24,10 +24,16 @@ UNDECIDED = 2
 def parity(
     reference: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
     candidate: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
-    data: Annotated[Path, typer.Option(help="Karpathy-format JSON, or the folder that holds one.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Karpathy-format JSON or its folder, JSONL or CSV with columns image and caption, "
+            "or a Hugging Face dataset's folder."
+        ),
+    ],
     images: Annotated[
         list[Path] | None,
-        typer.Option("--images", help="Folder or zip of images; default: beside the JSON."),
+        typer.Option("--images", help="Folder or zip of images; default: beside the data."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
     captions: Annotated[
@@ -91,7 +97,7 @@ def parity(
     quiet: QuietOption = False,
 ) -> None:
     """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge."""
-    from hat_export.dataset import read_karpathy
+    from hat_export.dataset_reading import read_dataset
     from hat_export.environment import default_cache
     from hat_export.parity import ParitySettings, Side, parity_report, run_parity
     from hat_export.recall.budget import Verdict, parse_budget
@@ -107,7 +113,7 @@ def parity(
         gallery=gallery,
     )
     common.check_report_paths(report)
-    dataset = read_karpathy(data, split, images or ()).take(captions).limit(limit)
+    dataset = read_dataset(data, split, images or ()).take(captions).limit(limit)
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     first, second = (

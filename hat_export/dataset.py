@@ -31,8 +31,18 @@ class CaptionedImage:
     labels: dict[str, str]
 
 
+#: Archives of pictures that are looked for beside a JSON.
+ZIPS = ("images*.zip", "flickr30k*.zip", "train2014.zip", "val2014.zip")
+
+
 class ImageStore:
     """Pictures by name, from a folder or from zip files.
+
+    People's folders and archives seldom are laid out as the dataset names its pictures: Flickr30K's
+    JSON names no folder where its archive has one, COCO's names ``val2014`` where the folder given
+    may be that one, or the one above. So a picture is looked for under its full name first, then
+    under its last part: at the root, and one folder below it; in a zip anywhere, if it is there
+    once.
 
     Args:
         roots: Folders and zip files, searched in order.
@@ -44,10 +54,12 @@ class ImageStore:
     def __init__(self, roots: Sequence[Path]) -> None:
         self._folders = []
         self._members: dict[str, tuple[zipfile.ZipFile, str]] = {}
+        self._by_last_part: dict[str, list[tuple[zipfile.ZipFile, str]]] = {}
         self.roots = tuple(roots)
         for root in roots:
             if root.is_dir():
                 self._folders.append(root)
+                self._folders += sorted(path for path in root.iterdir() if path.is_dir())
                 continue
             try:
                 archive = zipfile.ZipFile(root)
@@ -56,7 +68,11 @@ class ImageStore:
                     f"{root}: expected a folder or a zip of images ({error})"
                 ) from None
             for member in archive.namelist():
+                if member.endswith("/") or member.startswith("__MACOSX/"):
+                    continue
                 self._members.setdefault(member, (archive, member))
+                last = member.rpartition("/")[2]
+                self._by_last_part.setdefault(last, []).append((archive, member))
 
     def read(self, name: str) -> bytes:
         """The content of a picture's file.
@@ -65,8 +81,9 @@ class ImageStore:
             DatasetError: if there is none of that name, or it can't be read.
         """
         try:
-            if name in self._members:
-                archive, member = self._members[name]
+            found = self._member(name)
+            if found is not None:
+                archive, member = found
                 return archive.read(member)
             return self._path(name).read_bytes()
         except FileNotFoundError:
@@ -83,6 +100,17 @@ class ImageStore:
         """
         return decode(self.read(name), name)
 
+    def _member(self, name: str) -> tuple[zipfile.ZipFile, str] | None:
+        if name in self._members:
+            return self._members[name]
+        alike = self._by_last_part.get(name.rpartition("/")[2], [])
+        if len(alike) > 1:
+            raise DatasetError(
+                f"{name}: the zips have {len(alike)} pictures that end so ({alike[0][1]}, "
+                f"{alike[1][1]}); name only the zip that is meant with --images"
+            )
+        return alike[0] if alike else None
+
     def _path(self, name: str) -> Path:
         for folder in self._folders:
             path = folder / name
@@ -90,7 +118,6 @@ class ImageStore:
                 raise DatasetError(f"{name}: points outside of {folder}")
             if path.is_file():
                 return path
-            # Flickr30K's JSON names a folder that the usual archive unpacks without.
             if (folder / path.name).is_file():
                 return folder / path.name
         raise FileNotFoundError(name)
@@ -178,7 +205,8 @@ def read_karpathy(path: Path, split: str, images: Sequence[Path] = ()) -> Captio
         path: The JSON, or a folder that holds exactly one ``dataset*.json``.
         split: Which entries: those whose ``split`` field says so.
         images: Folders or zips; default: everything usable beside the JSON
-            (``images/``, ``images*.zip``, else the folder itself).
+            (``images*.zip``, ``flickr30k*.zip``, ``val2014.zip``, ``train2014.zip``, else
+            ``images/``, else the folder itself and those in it).
 
     Raises:
         DatasetError: naming the file and what is missing in it.
@@ -218,7 +246,7 @@ def _find_json(path: Path) -> Path:
 
 def _beside(path: Path) -> list[Path]:
     folder = path.parent
-    zips = sorted(folder.glob("images*.zip"))
+    zips = sorted(found for pattern in ZIPS for found in folder.glob(pattern))
     if zips:
         return zips
     return [folder / "images"] if (folder / "images").is_dir() else [folder]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hat_export.bundle import is_bundle, read_manifest
 from hat_export.dataset import CaptionDataset
-from hat_export.environment import environment, peak_memory
+from hat_export.environment import environment, peak_memory, private_memory
 from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.evaluate import Progress, silent
 from hat_export.precision import PRECISIONS
@@ -133,11 +133,18 @@ class ParityOutcome:
         return self.verdict is Verdict.passed
 
 
-class _Clock:
-    """Seconds per part of a run."""
+class _Meter:
+    """Seconds per part of a run, and its memory."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.memory: int | None = None
+
+    def look(self) -> None:
+        """Take a sample of the memory that isn't a mapped file."""
+        now = private_memory()
+        if now is not None:
+            self.memory = max(now, self.memory or 0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -145,6 +152,7 @@ class _Clock:
         try:
             yield
         finally:
+            self.look()
             spent = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
@@ -182,22 +190,27 @@ def run_parity(
         raise InputError(f"--folds {folds} does not divide {images} images")
     if settings.localize:
         _require_localizable(candidate)
-    clock = _Clock()
+    meter = _Meter()
+
+    def watched(what: str, done: int, total: int) -> None:
+        meter.look()
+        progress(what, done, total)
+
     with ExitStack() as stack:
         probe: Probe | None = None
         folder = _cache_folder(settings.cache, stack)
-        with clock.part("hashing pictures"):
+        with meter.part("hashing pictures"):
             digests = DatasetDigests.read(dataset, progress)
         encoded, own, names, threads = [], [], [], 1
         for side in (reference, candidate):
             step(f"opening {side.target}")
-            with clock.part(f"encoding with {side.target.name}"), side.open() as session:
+            with meter.part(f"encoding with {side.target.name}"), side.open() as session:
                 threads = session.threads
                 names.append(f"{side.target.name} ({session.backend})")
                 keys = encoder_keys(side.target, session)
                 step(f"encoding with {names[-1]}")
                 found = encode_dataset(
-                    session, keys, dataset, digests, folder, settings.batch, progress
+                    session, keys, dataset, digests, folder, settings.batch, watched
                 )
                 encoded.append(stack.enter_context(found))
                 step(f"{found.reused[0]} images and {found.reused[1]} captions were in the cache")
@@ -208,15 +221,15 @@ def run_parity(
         def score(
             images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
         ) -> LevelScores:
-            return score_levels(images, texts, scorer, folder, threads, progress, what)
+            return score_levels(images, texts, scorer, folder, threads, watched, what)
 
         scores = []
         for side, found in zip(SIDES, encoded, strict=True):
-            with clock.part(f"scoring the {side}"):
+            with meter.part(f"scoring the {side}"):
                 what = f"captions scored by the {side}"
                 scores.append(score(found, found, Scorer.of(found.spec), what))
         step("comparing")
-        with clock.part("comparing"):
+        with meter.part("comparing"):
             judged = _judge(dataset, settings, folds, (scores[0], scores[1]))
         parity = judged.parity
         checks = _checks((reference, candidate), own, scores)
@@ -224,7 +237,7 @@ def run_parity(
         real = any(not item.tie for item in parity.changed)
         if settings.attribution or (settings.attribution is None and real):
             step("looking for the component at fault")
-            with clock.part("attribution"), tempfile.TemporaryDirectory(dir=folder) as work:
+            with meter.part("attribution"), tempfile.TemporaryDirectory(dir=folder) as work:
                 attribution = attribute(
                     encoded[0],
                     encoded[1],
@@ -236,11 +249,12 @@ def run_parity(
         localizations: tuple[Localization, ...] = ()
         if probe is not None:
             step("comparing layer by layer")
-            with clock.part("localization"):
-                localizations = _localize(reference, candidate, probe, progress)
+            with meter.part("localization"):
+                localizations = _localize(reference, candidate, probe, watched)
         facts = {
-            "seconds": {name: round(spent, 1) for name, spent in clock.seconds.items()},
+            "seconds": {name: round(spent, 1) for name, spent in meter.seconds.items()},
             "peak_memory_bytes": peak_memory(),
+            "private_memory_bytes": meter.memory,
             "reused": {
                 side: {"images": found.reused[0], "captions": found.reused[1]}
                 for side, found in zip(SIDES, encoded, strict=True)
@@ -428,6 +442,7 @@ def _data(outcome: ParityOutcome) -> dict[str, Any]:
         "changed": [item.to_json(outcome.dataset) for item in outcome.changed],
         "seconds": outcome.facts["seconds"],
         "peak_memory_bytes": outcome.facts["peak_memory_bytes"],
+        "private_memory_bytes": outcome.facts["private_memory_bytes"],
         "reused": outcome.facts["reused"],
         "environment": outcome.facts["environment"],
     }

@@ -28,6 +28,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "data and results",
         (
             "hat_export.dataset",
+            "hat_export.dataset_huggingface",
+            "hat_export.dataset_reading",
+            "hat_export.dataset_tables",
             "hat_export.environment",
             "hat_export.features",
             "hat_export.files",
@@ -86,6 +89,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "hat_export.train",
     ),
     "torchvision": (),
+    "datasets": (),
     "transformers": ("hat_export.export", "hat_export.model.hat"),
     "timm": ("hat_export.export", "hat_export.model.hat"),
     "onnx": (

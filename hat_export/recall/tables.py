@@ -292,9 +292,12 @@ def localization_tables(found: Localization) -> list[Table]:
 
 def run_table(facts: Mapping[str, Any]) -> Table:
     """Where the time went, and on what machine."""
-    peak = facts["peak_memory_bytes"]
+    peaks = (
+        ("peak memory without mapped files", facts["private_memory_bytes"]),
+        ("peak memory with them", facts["peak_memory_bytes"]),
+    )
     rows = [(name, f"{seconds:,.1f} s") for name, seconds in facts["seconds"].items()]
-    rows.append(("peak memory", "unknown" if peak is None else f"{peak / 1e9:.2f} GB"))
+    rows += [(name, f"{peak / 1e9:.2f} GB") for name, peak in peaks if peak is not None]
     for side, reused in facts["reused"].items():
         rows.append(
             (
