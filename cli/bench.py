@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.bench_compare import compare
 from hat_export.cli.bench_latency import latency
 from hat_export.cli.bench_parity import parity
 from hat_export.cli.bench_scoring import scoring
@@ -25,7 +26,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (parity, latency, scoring, search)
+COMMANDS = (parity, latency, scoring, search, compare)
 
 for _command in COMMANDS:
     app.command()(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -101,6 +102,7 @@ def parity(
     from hat_export.environment import default_cache
     from hat_export.parity import ParitySettings, Side, parity_report, run_parity
     from hat_export.recall.budget import Verdict, parse_budget
+    from hat_export.reproduce import write_reproduction
 
     settings = ParitySettings(
         budget=parse_budget(max_drop),
@@ -122,6 +124,13 @@ def parity(
     )
     outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)
     common.deliver(parity_report(outcome), report)
+    for folder in {path.parent: path for path in report or []}.values():
+        write_reproduction(
+            folder,
+            ["hat-bench", *sys.argv[1:]],
+            {"reference": reference, "candidate": candidate, "data": data},
+            Path.cwd(),
+        )
     status = {Verdict.passed: 0, Verdict.failed: 1, Verdict.undecided: UNDECIDED}
     if not outcome.passed:
         raise typer.Exit(status[outcome.verdict])

@@ -5,15 +5,16 @@
     model = hat_export.load("hat.ckpt")              # the PyTorch reference
     session = hat_export.open_bundle("bundle/")      # ONNX Runtime, no torch needed
 
-Both have the same verbs: ``encode_images``, ``encode_texts`` and ``score``.
+Both have the same verbs: ``encode_images``, ``encode_texts`` and ``score``. Whether one retrieves
+what the other does, ``hat_export.check_parity`` tells.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hat_export.api import load, open_bundle
+    from hat_export.api import check_parity, load, open_bundle
 
-__all__ = ["load", "open_bundle"]
+__all__ = ["check_parity", "load", "open_bundle"]
 __version__ = "0.1.0"
 
 

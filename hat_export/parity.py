@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hat_export.bundle import is_bundle, read_manifest
 from hat_export.dataset import CaptionDataset
 from hat_export.environment import environment, peak_memory, private_memory
-from hat_export.errors import BackendUnavailableError, InputError
+from hat_export.errors import BackendUnavailableError, InputError, OutputError
 from hat_export.evaluate import Progress, silent
 from hat_export.precision import PRECISIONS
 from hat_export.recall import tables
@@ -369,7 +369,12 @@ def _require_localizable(candidate: Side) -> None:
 def _cache_folder(cache: Path | None, stack: ExitStack) -> Path:
     if cache is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hat-export-")))
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{cache}: can't be made ({error.strerror}); name another folder with --cache"
+        ) from None
     return cache
 
 
@@ -381,6 +386,7 @@ def parity_report(outcome: ParityOutcome) -> Report:
             outcome.verdict, outcome.judgements, outcome.checks, outcome.settings.strict
         ),
         tables.ranks_sentence(parity),
+        tables.budget_sentence(outcome.judgements, outcome.settings.strict),
     ]
     shown = [tables.gate_table(outcome.deltas, outcome.judgements, dataset.name, parity)]
     if outcome.folds:

@@ -22,7 +22,7 @@ _STYLE = """
 --soft:#202428;--faint:#9aa4ae;--good:#4ac26b;--bad:#ff7b72;--doubt:#d4a72c;--plain:#9aa4ae}}
 *{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;
-max-width:74rem;padding:0 1rem;overflow-wrap:anywhere}
+max-width:84rem;padding:0 1rem;overflow-wrap:anywhere}
 h1{font-size:1.5rem;line-height:1.25}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 h3{font-size:.95rem;margin:0 0 .6rem}h4{font-size:.85rem;margin:0 0 .3rem;color:var(--faint)}
 .verdict{border-left:4px solid var(--plain);background:var(--soft);padding:.6rem 1rem}
@@ -31,16 +31,18 @@ h3{font-size:.95rem;margin:0 0 .6rem}h4{font-size:.85rem;margin:0 0 .3rem;color:
 .failed{border-color:var(--bad)}.failed strong{color:var(--bad)}
 .undecided{border-color:var(--doubt)}.undecided strong{color:var(--doubt)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:right;white-space:nowrap}
+th,td{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
-td.long{white-space:normal;text-align:left;min-width:16rem}
+th.text,td.text{text-align:left}td.long{white-space:normal;min-width:16rem}
 .note{color:var(--faint);font-size:.9em;max-width:60rem}
 .card{border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.8rem 0;
 display:grid;grid-template-columns:minmax(9rem,1fr) 2fr 2fr;gap:.4rem 1.4rem}
 .card h3{grid-column:1/-1}
 .items{display:flex;flex-wrap:wrap;gap:.6rem}
 figure{margin:0;width:7rem;border-top:3px solid transparent;padding-top:.25rem}
-figure.text{width:100%}figure.right{border-color:var(--good)}
+figure.right{border-color:var(--good)}
+figure.text{width:100%;border-top:0;border-left:3px solid transparent;padding:0 0 0 .5rem}
+figure.text.right{border-color:var(--good)}
 figure img{width:6rem;height:6rem;object-fit:contain;background:#fff;border-radius:4px;
 border:1px solid var(--line);display:block}
 figcaption{font-size:.85rem;line-height:1.35}figcaption small{color:var(--faint)}
@@ -49,6 +51,8 @@ figcaption{font-size:.85rem;line-height:1.35}figcaption small{color:var(--faint)
 figure{width:6rem}figure img{width:5.4rem;height:5.4rem}}
 """
 
+#: A column with a longer cell than this holds text, aligned to the left, in characters.
+TEXT_CELL = 24
 #: A table cell longer than this is wrapped, in characters.
 LONG_CELL = 60
 
@@ -245,10 +249,16 @@ def _markdown_item(item: Item) -> str:
 
 
 def _html_table(table: Table) -> str:
+    text = [
+        any(len(row[number]) > TEXT_CELL for row in table.rows)
+        for number in range(len(table.columns))
+    ]
+
     def row(cells: Sequence[str], tag: str) -> str:
         parts = []
-        for cell in cells:
-            kind = ' class="long"' if tag == "td" and len(cell) > LONG_CELL else ""
+        for cell, is_text in zip(cells, text, strict=True):
+            kinds = ["text"] * is_text + ["long"] * (tag == "td" and len(cell) > LONG_CELL)
+            kind = f' class="{" ".join(kinds)}"' if kinds else ""
             parts.append(f"<{tag}{kind}>{html.escape(cell)}</{tag}>")
         return f"<tr>{''.join(parts)}</tr>"
 

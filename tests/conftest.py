@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import hat_export
+from hat_export.environment import CACHE_VARIABLE
 from hat_export.export.onnx_export import export_onnx
 from hat_export.model.checkpoint import save_checkpoint
 from hat_export.model.hat import HAT
@@ -24,6 +26,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 GOLDEN = Path(__file__).parent / "golden"
 VOCABULARY = Path(hat_export.__file__).parent / "data" / "bert_base_uncased_vocab.txt"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What commands keep between runs goes to a folder of the tests."""
+    folder = tmp_path_factory.mktemp("hat-export-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -137,23 +137,84 @@ def test_scoring_and_search(tiny_bundle: Path, dataset: Path, tmp_path: Path) ->
     assert "chosen on noise/test" in done.stdout
 
 
-def test_parity_fails_over_the_budget(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
-    """The candidate is the same model with other weights: it retrieves something else."""
+def test_the_exit_status_of_parity_and_compare(
+    tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """The candidate is the same model with other weights: it retrieves something else.
+
+    Two random models rank 8 pictures differently. One of the two orders loses: that fails. The
+    other gains, but so few pictures don't show that nothing is lost: that can't be judged.
+    """
     spec = Bundle.read(tiny_bundle).manifest.spec
     torch.manual_seed(1)
     save_checkpoint(tmp_path / "other", HAT(spec).eval(), VOCABULARY)
-    report = tmp_path / "parity.json"
-    # Trained or not, two random models rank 8 pictures differently: any drop fails at budget 0,
-    # so one of the two orders must.
-    budget = ("--data", dataset, "--max-drop", "r1=0,r5=0,r10=0,rsum=0", "--report", report)
-    codes = []
-    for pair in ((tiny_bundle, tmp_path / "other"), (tmp_path / "other", tiny_bundle)):
-        done = run("hat-bench", "parity", *pair, *budget)
-        codes.append(done.returncode)
-        failed = done.returncode == 1
-        assert ("Parity FAILED" in done.stdout) == failed, done.stderr
-        assert json.loads(report.read_text())["passed"] is not failed
-    assert 1 in codes
+    options = ("--data", dataset, "--max-drop", "rsum=0", "--threads", 1)
+    verdicts = {1: ("Parity FAILED", False), 2: ("Parity could not be judged", None)}
+    reports = {}
+    for number, pair in enumerate(
+        ((tiny_bundle, tmp_path / "other"), (tmp_path / "other", tiny_bundle))
+    ):
+        report = tmp_path / f"{number}.json"
+        done = run("hat-bench", "parity", *pair, *options, "--report", report)
+        said, passed = verdicts[done.returncode]
+        assert said in done.stdout, done.stderr
+        assert json.loads(report.read_text())["passed"] is passed
+        assert ("images to tell" in done.stdout) == (done.returncode == 2)
+        reports[done.returncode] = report, pair
+    failed, undecided = (reports[status] for status in (1, 2))
+    report = tmp_path / "strict" / "parity.json"
+    strict = ("--strict", "--no-attribution", "--report", report)
+    done = run("hat-bench", "parity", *undecided[1], *options, *strict)
+    assert done.returncode == 1
+    data = json.loads(report.read_text())["data"]
+    assert data["verdict"] == "failed"
+    assert data["reused"]["reference"] == {"images": 8, "captions": 40}
+    script = report.with_name("reproduce.sh")
+    assert os.access(script, os.X_OK)
+    assert "--strict" in script.read_text()
+
+    done = run("hat-bench", "compare", failed[0], undecided[0], "--report", tmp_path / "c.html")
+    assert done.returncode == 0, done.stderr
+    assert "B is no worse than A by its verdict: failed, then could not judge." in done.stdout
+    assert run("hat-bench", "compare", undecided[0], failed[0]).returncode == 1
+    for content, message in (
+        ('{"kind": "latency", "version": 1, "data": {}}', "is a report of parity"),
+        ('{"kind": "parity", "version": 1, "data": {"dataset": "x"}}', "only reports on the same"),
+        ('{"kind": "parity", "version": 1, "data": {}}', "not parity reports of this version"),
+        ('{"kind": "parity", "version": 0, "data": {}}', "report version 0"),
+        ("[", "not JSON"),
+    ):
+        (tmp_path / "x.json").write_text(content)
+        assert message in error_of(run("hat-bench", "compare", failed[0], tmp_path / "x.json"))
+
+
+def test_a_killed_parity_goes_on_where_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
+    """SIGKILL in the midst of encoding: what was encoded is found again."""
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    images = []
+    for index in range(60):
+        pixels = random.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        sentences = [{"raw": f"{index} cats in house {n}"} for n in range(5)]
+        images.append({"filename": f"{index}.png", "split": "test", "sentences": sentences})
+    (tmp_path / "dataset_killed.json").write_text(json.dumps({"images": images}))
+    cache = tmp_path / "cache"
+    arguments = ("hat-bench", "parity", tiny_bundle, tiny_bundle, "--data", tmp_path, "--batch", 1)
+    arguments += ("--threads", 1, "--cache", cache, "--report", tmp_path / "parity.json")
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while sum(path.stat().st_size for path in cache.glob("images-*")) < 200_000:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    reused = json.loads((tmp_path / "parity.json").read_text())["data"]["reused"]["reference"]
+    assert 0 < reused["images"] < 60
+    assert reused["captions"] == 0
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -265,6 +326,7 @@ def test_an_existing_target_is_kept(tiny_checkpoint: Path, tiny_bundle: Path) ->
         (("--split", "nothing"), "no image of split"),
         (("--backend", "magic"), "no backend 'magic'"),
         (("--folds", "3"), "--folds 3 does not divide 8 images"),
+        (("--cache", "/proc/none"), "/proc/none"),
     ],
 )
 def test_wrong_options(

@@ -1,4 +1,4 @@
-"""Datasets as people have them: JSONL, CSV, Hugging Face folders, zips and folders of any layout."""
+"""Datasets as people have them: JSONL, CSV, Hugging Face folders, zips and folders."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ def test_csv(pictures: Path, delimiter: str, name: str) -> None:
     """Flickr30K's results.csv has image_name| comment_number| comment; quotes hold commas."""
     path = pictures / name
     rows = [delimiter.join(("image_name", " comment_number", " comment"))]
-    for picture in NAMES:
-        for n in range(5):
-            rows.append(delimiter.join((picture, f" {n}", f' "{picture}, no. {n}"')))
+    rows += [
+        delimiter.join((picture, f" {n}", f' "{picture}, no. {n}"'))
+        for picture in NAMES
+        for n in range(5)
+    ]
     path.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
     check(read_dataset(path, "test"), NAMES, 5)
 

@@ -53,7 +53,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.scoring",
         ),
     ),
-    ("bundle", ("hat_export.bundle", "hat_export.inspection")),
+    ("bundle", ("hat_export.bundle", "hat_export.inspection", "hat_export.reproduce")),
     ("model", ("hat_export.model",)),
     ("sessions", ("hat_export.backends", "hat_export.self_test", "hat_export.session")),
     (
@@ -65,13 +65,14 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.latency",
             "hat_export.parity",
             "hat_export.recall",
+            "hat_export.report_comparison",
             "hat_export.scoring_benchmark",
             "hat_export.search",
             "hat_export.search_benchmark",
             "hat_export.train",
         ),
     ),
-    ("interface", ("hat_export", "hat_export.api")),
+    ("interface", ("hat_export", "hat_export.api", "hat_export.pytest_plugin")),
     ("commands", ("hat_export.cli", "hat_export.demo")),
 )
 

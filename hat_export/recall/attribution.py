@@ -109,20 +109,21 @@ class Attribution:
         if swap is None:
             return "No component changes a rank beyond ties."
         delta = swap.deltas["rsum"]
+        losing = swap.cost > 0
         worst = max(
             (item for item in self.swaps if item.component is swap.component and item.level),
-            key=lambda item: (item.cost, item.changed),
+            key=lambda item: item.cost if losing else item.changed,
         )
         others = [
             f"{item.component.value} {item.deltas['rsum'].difference:+.2f}"
             for item in self.swaps
             if item.level is None and item.component not in (swap.component, Component.levels)
         ]
-        what = "costs" if swap.cost > 0 else "moves"
+        moved = "costs most" if losing else f"moves most ranks ({swap.changed:,} beyond ties)"
         return (
-            f"The {swap.component.value} {what} most: {delta.difference:+.2f} points of rsum "
-            f"(interval {delta.low:+.2f} to {delta.high:+.2f}), most of it at level {worst.level} "
-            f"({worst.deltas['rsum'].difference:+.2f}); {', '.join(others)}."
+            f"The {swap.component.value} {moved}: {delta.difference:+.2f} points of rsum "
+            f"(interval {delta.low:+.2f} to {delta.high:+.2f}), most at level {worst.level} "
+            f"({worst.deltas['rsum'].difference:+.2f} by itself); {', '.join(others)}."
         )
 
     def to_json(self) -> dict[str, Any]:

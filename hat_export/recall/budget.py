@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from hat_export.errors import InputError
-from hat_export.recall.statistics import RECALLS, Delta, images_needed
+from hat_export.recall.statistics import RECALLS, Delta, images_needed, label
 from hat_export.retrieval import RECALL_AT
 
 #: What a budget may limit: the drop of a recall in both directions, in one, or that of rsum.
@@ -54,7 +54,7 @@ class Judgement:
 
     def sentence(self) -> str:
         """The judgement in one sentence, without a full stop."""
-        text = f"{self.metric} {_change(self.drop)}, allowed drop {self.limit:g}"
+        text = f"{label(self.metric)} {_change(self.drop)}, allowed drop {self.limit:g}"
         if self.verdict is Verdict.undecided:
             text += f", and with {self.worst:.2f} points the interval's worst end is beyond that"
             text += (

@@ -46,6 +46,11 @@ RECALLS = tuple(f"{side}_r{at}" for side in DIRECTIONS for at in RECALL_AT)
 RANKS = tuple(f"{side}_{kind}_rank" for side in DIRECTIONS for kind in ("median", "mean"))
 
 
+def label(metric: str) -> str:
+    """A metric's name for readers: ``i2t_r1`` is ``i2t R@1``."""
+    return metric.replace("_r1", " R@1").replace("_r5", " R@5").replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Delta:
     """One metric on both sides, and its difference.

@@ -11,7 +11,7 @@ from hat_export.recall.budget import Judgement, Verdict
 from hat_export.recall.changes import ChangedQuery, query_text
 from hat_export.recall.comparison import DIRECTIONS, TIE_MARGIN, Parity
 from hat_export.recall.scorers import ScorerCheck
-from hat_export.recall.statistics import CONFIDENCE, RANKS, RECALLS, Delta
+from hat_export.recall.statistics import CONFIDENCE, RANKS, RECALLS, Delta, label
 from hat_export.report import Table
 from hat_export.retrieval import RECALL_AT
 
@@ -28,11 +28,6 @@ VERDICTS = {
 LISTED = 20
 
 
-def label(metric: str) -> str:
-    """A metric's name for readers: ``i2t_r1`` is ``i2t R@1``."""
-    return metric.replace("_r1", " R@1").replace("_r5", " R@5").replace("_", " ")
-
-
 def verdict_sentence(
     verdict: Verdict, judgements: Sequence[Judgement], checks: Sequence[ScorerCheck], strict: bool
 ) -> str:
@@ -44,10 +39,14 @@ def verdict_sentence(
         or (item.verdict is Verdict.undecided and (strict or verdict is Verdict.undecided))
     ]
     against += [check.sentence() for check in checks if not check.passed]
+    return f"{VERDICTS[verdict]}{': ' if against else ''}{'; '.join(against)}."
+
+
+def budget_sentence(judgements: Sequence[Judgement], strict: bool) -> str:
+    """What was allowed, and what it was held against."""
     limits = ", ".join(f"{label(item.metric)} {item.limit:g}" for item in judgements)
-    why = f": {'; '.join(against)}." if against else "."
-    worst = "worst end of the interval" if strict else "judged on the interval"
-    return f"{VERDICTS[verdict]}{why} Largest allowed drop in points ({worst}): {limits}."
+    how = "the interval's worst end has to keep it" if strict else "judged on the interval"
+    return f"Largest allowed drop in points, {how}: {limits}."
 
 
 def ranks_sentence(parity: Parity) -> str:
@@ -269,19 +268,20 @@ def localization_tables(found: Localization) -> list[Table]:
         note += "Reading them changed no bit of the graph's outputs."
     shown = [Table(f"Layers of the {found.graph} graph", columns, rows, note)]
     if found.nodes:
+        layer = first.layer if first else ""
         rows = tuple(
             (
-                item.node,
+                item.node.removeprefix(f"{layer}/"),
                 item.operator,
                 *cells(item.error),
                 "first over" if item is found.first_node else "",
-                ", ".join(item.weights),
+                ", ".join(name.removeprefix(f"{layer}.") for name in item.weights),
             )
             for item in found.nodes
         )
         shown.append(
             Table(
-                f"Nodes of {first.layer if first else ''}",
+                f"Nodes of {layer}",
                 ("node", "operator", *kinds, "", "weights"),
                 rows,
                 "With the reference's inputs of the layer.",
