@@ -75,7 +75,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
     try:
         for row in reader:
-            if row.get(None):  # type: ignore[call-overload]
+            if row.get(None):
                 raise DatasetError(
                     f"{path}: line {reader.line_num} has more fields than the first line names; "
                     f"put quotes around a caption that holds {delimiter!r}"

@@ -224,9 +224,9 @@ def run_parity(
             return score_levels(images, texts, scorer, folder, threads, watched, what)
 
         scores = []
-        for side, found in zip(SIDES, encoded, strict=True):
-            with meter.part(f"scoring the {side}"):
-                what = f"captions scored by the {side}"
+        for role, found in zip(SIDES, encoded, strict=True):
+            with meter.part(f"scoring the {role}"):
+                what = f"captions scored by the {role}"
                 scores.append(score(found, found, Scorer.of(found.spec), what))
         step("comparing")
         with meter.part("comparing"):

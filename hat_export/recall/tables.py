@@ -269,7 +269,7 @@ def localization_tables(found: Localization) -> list[Table]:
     shown = [Table(f"Layers of the {found.graph} graph", columns, rows, note)]
     if found.nodes:
         layer = first.layer if first else ""
-        rows = tuple(
+        nodes = tuple(
             (
                 item.node.removeprefix(f"{layer}/"),
                 item.operator,
@@ -283,7 +283,7 @@ def localization_tables(found: Localization) -> list[Table]:
             Table(
                 f"Nodes of {layer}",
                 ("node", "operator", *kinds, "", "weights"),
-                rows,
+                nodes,
                 "With the reference's inputs of the layer.",
             )
         )
