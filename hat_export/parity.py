@@ -40,7 +40,6 @@ from hat_export.retrieval import fold_mean
 from hat_export.session import Session
 
 if TYPE_CHECKING:
-    from hat_export.recall.graphs import Probe
     from hat_export.recall.localize import Localization
 
 #: COCO's test split, whose 1K figures are means over five folds.
@@ -197,80 +196,32 @@ def run_parity(
         progress(what, done, total)
 
     with ExitStack() as stack:
-        probe: Probe | None = None
         folder = _cache_folder(settings.cache, stack)
-        with meter.part("hashing pictures"):
-            digests = DatasetDigests.read(dataset, progress)
-        encoded, own, names, threads = [], [], [], 1
-        for side in (reference, candidate):
-            step(f"opening {side.target}")
-            with meter.part(f"encoding with {side.target.name}"), side.open() as session:
-                threads = session.threads
-                names.append(f"{side.target.name} ({session.backend})")
-                keys = encoder_keys(side.target, session)
-                step(f"encoding with {names[-1]}")
-                found = encode_dataset(
-                    session, keys, dataset, digests, folder, settings.batch, watched
-                )
-                encoded.append(stack.enter_context(found))
-                step(f"{found.reused[0]} images and {found.reused[1]} captions were in the cache")
-                own.append(own_scores(session, dataset))
-                if settings.localize and side is candidate:
-                    probe = _make_probe(session, dataset)
-
-        def score(
-            images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
-        ) -> LevelScores:
-            return score_levels(images, texts, scorer, folder, threads, watched, what)
-
-        scores = []
-        for role, found in zip(SIDES, encoded, strict=True):
-            with meter.part(f"scoring the {role}"):
-                what = f"captions scored by the {role}"
-                scores.append(score(found, found, Scorer.of(found.spec), what))
+        run = _Run(dataset, settings, folder, meter, watched, step)
+        sides = [run.encode(side, stack) for side in (reference, candidate)]
+        scores = (
+            run.score_side("reference", sides[0].encoded),
+            run.score_side("candidate", sides[1].encoded),
+        )
         step("comparing")
         with meter.part("comparing"):
-            judged = _judge(dataset, settings, folds, (scores[0], scores[1]))
-        parity = judged.parity
-        checks = _checks((reference, candidate), own, scores)
+            judged = _judge(dataset, settings, folds, scores)
+        checks = _checks((reference, candidate), [side.own for side in sides], scores)
         attribution = None
-        real = any(not item.tie for item in parity.changed)
-        if settings.attribution or (settings.attribution is None and real):
-            step("looking for the component at fault")
-            with meter.part("attribution"), tempfile.TemporaryDirectory(dir=folder) as work:
-                attribution = attribute(
-                    encoded[0],
-                    encoded[1],
-                    (scores[0], scores[1]),
-                    dataset.owners,
-                    Path(work),
-                    score,
-                )
-        localizations: tuple[Localization, ...] = ()
-        if probe is not None:
-            step("comparing layer by layer")
-            with meter.part("localization"):
-                localizations = _localize(reference, candidate, probe, watched)
-        facts = {
-            "seconds": {name: round(spent, 1) for name, spent in meter.seconds.items()},
-            "peak_memory_bytes": peak_memory(),
-            "private_memory_bytes": meter.memory,
-            "reused": {
-                side: {"images": found.reused[0], "captions": found.reused[1]}
-                for side, found in zip(SIDES, encoded, strict=True)
-            },
-            "scorers": [str(Scorer.of(found.spec)) for found in encoded],
-            "environment": environment(),
-        }
+        changed = any(not item.tie for item in judged.parity.changed)
+        if settings.attribution or (settings.attribution is None and changed):
+            attribution = run.attribute((sides[0].encoded, sides[1].encoded), scores)
+        localizations = run.localize(reference, candidate) if settings.localize else ()
+        facts = run.facts([side.encoded for side in sides])
     verdict = overall(judged.judgements, settings.strict)
     if not all(check.passed for check in checks):
         verdict = Verdict.failed
     return ParityOutcome(
-        (names[0], names[1]),
+        (sides[0].name, sides[1].name),
         dataset,
         settings,
         verdict,
-        parity,
+        judged.parity,
         judged.deltas,
         judged.judgements,
         checks,
@@ -281,6 +232,112 @@ def run_parity(
         localizations,
         facts,
     )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One side after its session is closed."""
+
+    name: str
+    encoded: EncodedDataset
+    own: OwnScores
+
+
+class _Run:
+    """The steps of one comparison, and what they share."""
+
+    def __init__(
+        self,
+        dataset: CaptionDataset,
+        settings: ParitySettings,
+        folder: Path,
+        meter: _Meter,
+        progress: Progress,
+        step: Step,
+    ) -> None:
+        self._dataset = dataset
+        self._settings = settings
+        self._folder = folder
+        self._meter = meter
+        self._progress = progress
+        self._step = step
+        self._threads = 1
+        with meter.part("hashing pictures"):
+            self._digests = DatasetDigests.read(dataset, progress)
+
+    def encode(self, side: Side, stack: ExitStack) -> _Encoded:
+        """Encode with one side; only one session is open at a time."""
+        self._step(f"opening {side.target}")
+        with self._meter.part(f"encoding with {side.target.name}"), side.open() as session:
+            self._threads = session.threads
+            name = f"{side.target.name} ({session.backend})"
+            self._step(f"encoding with {name}")
+            found = stack.enter_context(
+                encode_dataset(
+                    session,
+                    encoder_keys(side.target, session),
+                    self._dataset,
+                    self._digests,
+                    self._folder,
+                    self._settings.batch,
+                    self._progress,
+                )
+            )
+            images, captions = found.reused
+            self._step(f"{images} images and {captions} captions were in the cache")
+            return _Encoded(name, found, own_scores(session, self._dataset))
+
+    def score_side(self, role: str, side: EncodedDataset) -> LevelScores:
+        """Scores of one side by itself."""
+        with self._meter.part(f"scoring the {role}"):
+            scorer = Scorer.of(side.spec)
+            return self._score(side, side, scorer, f"captions scored by the {role}")
+
+    def attribute(
+        self,
+        sides: tuple[EncodedDataset, EncodedDataset],
+        scores: tuple[LevelScores, LevelScores],
+    ) -> Attribution:
+        """Swap components."""
+        self._step("looking for the component at fault")
+        with (
+            self._meter.part("attribution"),
+            tempfile.TemporaryDirectory(dir=self._folder) as work,
+        ):
+            return attribute(*sides, scores, self._dataset.owners, Path(work), self._score)
+
+    def localize(self, reference: Side, candidate: Side) -> tuple[Localization, ...]:
+        """Compare the encoders' graphs layer by layer."""
+        from hat_export.recall.graphs import localize_between, make_probe
+
+        self._step("comparing layer by layer")
+        with self._meter.part("localization"):
+            with candidate.open() as session:
+                probe = make_probe(session, self._dataset)
+            return localize_between(
+                reference.target, reference.open, candidate.target, probe, self._progress
+            )
+
+    def facts(self, sides: Sequence[EncodedDataset]) -> dict[str, Any]:
+        """Time, memory, cache, machine."""
+        return {
+            "seconds": {name: round(spent, 1) for name, spent in self._meter.seconds.items()},
+            "peak_memory_bytes": peak_memory(),
+            "private_memory_bytes": self._meter.memory,
+            "reused": {
+                role: {"images": side.reused[0], "captions": side.reused[1]}
+                for role, side in zip(SIDES, sides, strict=True)
+            },
+            "scorers": [str(Scorer.of(side.spec)) for side in sides],
+            "environment": environment(),
+        }
+
+    def _score(
+        self, images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
+    ) -> LevelScores:
+        return score_levels(
+            images, texts, scorer, self._folder, self._threads, self._progress, what
+        )
 
 
 @dataclass(frozen=True)
@@ -330,20 +387,6 @@ def _checks(
         tolerance = PRECISIONS[precision].score_tolerance
         found += check_scorers(name, some, levels.total, tolerance)
     return tuple(found)
-
-
-def _make_probe(session: Session, dataset: CaptionDataset) -> Probe:
-    from hat_export.recall.graphs import make_probe
-
-    return make_probe(session, dataset)
-
-
-def _localize(
-    reference: Side, candidate: Side, probe: Probe, progress: Progress
-) -> tuple[Localization, ...]:
-    from hat_export.recall.graphs import localize_between
-
-    return localize_between(reference.target, reference.open, candidate.target, probe, progress)
 
 
 def _require_localizable(candidate: Side) -> None:
