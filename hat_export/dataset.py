@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,12 +167,12 @@ class CaptionDataset:
     entries: tuple[CaptionedImage, ...]
     store: PictureStore
 
-    @property
+    @cached_property
     def captions(self) -> list[str]:
         """Every caption, image by image."""
         return [caption for entry in self.entries for caption in entry.captions]
 
-    @property
+    @cached_property
     def owners(self) -> list[int]:
         """For every caption, the index of its image."""
         return [index for index, entry in enumerate(self.entries) for _ in entry.captions]

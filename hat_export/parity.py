@@ -23,7 +23,7 @@ from hat_export.precision import PRECISIONS
 from hat_export.recall import tables
 from hat_export.recall.attribution import Attribution, attribute
 from hat_export.recall.budget import Judgement, Verdict, judge, overall
-from hat_export.recall.changes import ChangedQuery, look_up
+from hat_export.recall.changes import ChangedQuery, change_to_json, look_up
 from hat_export.recall.comparison import TIE_MARGIN, Parity, compare
 from hat_export.recall.embeddings import (
     DatasetDigests,
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 COCO_IMAGES, COCO_FOLDS = 5000, 5
 
 SIDES = ("reference", "candidate")
+
+#: Changed queries for which reports say what was retrieved; a column of a matrix in a file takes
+#: as many reads as there are images.
+LOOKED_UP = 500
 
 #: Called with one line before each step.
 Step = Callable[[str], None]
@@ -104,7 +108,8 @@ class ParityOutcome:
         judgements: Every limit held against its metric.
         checks: Sessions' own scores beside the kernel's.
         levels: Comparison and differences of each level alone.
-        changed: The changed queries with what was retrieved for them, worst first.
+        changed: The worst :data:`LOOKED_UP` changed queries with what was retrieved for them;
+            ``parity.changed`` has all.
         folds: Number of folds and the mean metrics of both; None without.
         attribution: What each component costs; None where it wasn't asked for.
         localizations: Per graph, the first layer that is wrong; empty where it wasn't asked for.
@@ -188,7 +193,7 @@ def run_parity(
     if folds and images % folds:
         raise InputError(f"--folds {folds} does not divide {images} images")
     if settings.localize:
-        _require_localizable(candidate)
+        _require_localizable(reference, candidate)
     meter = _Meter()
 
     def watched(what: str, done: int, total: int) -> None:
@@ -373,7 +378,7 @@ def _judge(
         found,
         judge(found, settings.budget, parity.images),
         tuple((item, deltas(item)) for item in alone),
-        look_up(parity.changed, before.total, after.total, owners),
+        look_up(parity.changed[:LOOKED_UP], before.total, after.total, owners),
         means,
     )
 
@@ -389,11 +394,11 @@ def _checks(
     return tuple(found)
 
 
-def _require_localizable(candidate: Side) -> None:
+def _require_localizable(reference: Side, candidate: Side) -> None:
     """Refuse what can't be localized before hours are spent on encoding.
 
     Raises:
-        InputError: if the candidate has no graphs.
+        InputError: if the candidate has no graphs, or two bundles are of different layout.
         BackendUnavailableError: if a package is missing.
     """
     import importlib.util
@@ -402,6 +407,14 @@ def _require_localizable(candidate: Side) -> None:
         raise InputError(
             f"{candidate.target}: --localize needs a bundle as candidate; a checkpoint has no graph"
         )
+    if is_bundle(reference.target):
+        forms = [read_manifest(side.target).attention_form for side in (reference, candidate)]
+        if forms[0] != forms[1]:
+            raise InputError(
+                f"{reference.target}: its graphs are of layout {forms[0]!r}, the candidate's of "
+                f"{forms[1]!r}; export both with the same --target and attention, or localize "
+                "against the checkpoint"
+            )
     for package, extra in (("onnx", "export"), ("onnxruntime", "cpu")):
         if importlib.util.find_spec(package) is None:
             raise BackendUnavailableError(
@@ -488,7 +501,10 @@ def _data(outcome: ParityOutcome) -> dict[str, Any]:
         "score_difference": parity.score_difference,
         "tie_margin": TIE_MARGIN,
         "scorer_checks": [check.to_json() for check in outcome.checks],
-        "changed": [item.to_json(outcome.dataset) for item in outcome.changed],
+        "changed": [
+            *(item.to_json(outcome.dataset) for item in outcome.changed),
+            *(change_to_json(item, outcome.dataset) for item in parity.changed[LOOKED_UP:]),
+        ],
         "seconds": outcome.facts["seconds"],
         "peak_memory_bytes": outcome.facts["peak_memory_bytes"],
         "private_memory_bytes": outcome.facts["private_memory_bytes"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -19,8 +20,10 @@ from PIL import Image
 from conftest import VOCABULARY
 from hat_export.bundle import Bundle
 from hat_export.cli import common
+from hat_export.cli.bench_parity import parity
 from hat_export.model.checkpoint import save_checkpoint
 from hat_export.model.hat import HAT
+from hat_export.recall.budget import DEFAULT_BUDGET
 
 PROGRAMS = {"hat-export": "hat_export.cli.export", "hat-bench": "hat_export.cli.bench"}
 
@@ -189,6 +192,12 @@ def test_the_exit_status_of_parity_and_compare(
         assert message in error_of(run("hat-bench", "compare", failed[0], tmp_path / "x.json"))
 
 
+def test_the_default_budget_is_said_where_it_is_shown() -> None:
+    """The command line may not import the module that defines it."""
+    default = inspect.signature(parity).parameters["max_drop"].default
+    assert default == DEFAULT_BUDGET
+
+
 def test_a_killed_parity_goes_on_where_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
     """SIGKILL in the midst of encoding: what was encoded is found again."""
     (tmp_path / "images").mkdir()
@@ -328,6 +337,7 @@ def test_an_existing_target_is_kept(tiny_checkpoint: Path, tiny_bundle: Path) ->
         (("--backend", "magic"), "no backend 'magic'"),
         (("--folds", "3"), "--folds 3 does not divide 8 images"),
         (("--cache", "/proc/none"), "/proc/none"),
+        (("--images", "nowhere"), "nowhere: expected a folder or a zip"),
     ],
 )
 def test_wrong_options(

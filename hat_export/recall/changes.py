@@ -45,9 +45,9 @@ class ChangedQuery:
     candidate: tuple[Answer, ...]
 
     def to_json(self, dataset: CaptionDataset) -> dict[str, Any]:
-        """The change with names and texts."""
+        """The change with names and texts, and what was retrieved."""
         change = self.change
-        found = asdict(change) | {"tie": change.tie, "text": query_text(change, dataset)}
+        found = change_to_json(change, dataset)
         for side, answers in (("reference", self.reference), ("candidate", self.candidate)):
             found[f"retrieved_by_{side}"] = [
                 asdict(answer) | {"text": answer_text(change, answer.item, dataset)}
@@ -87,6 +87,11 @@ def look_up(
             )
         found.append(ChangedQuery(change, sides[0], sides[1]))
     return tuple(found)
+
+
+def change_to_json(change: ChangedRank, dataset: CaptionDataset) -> dict[str, Any]:
+    """A change with its query's name or text."""
+    return asdict(change) | {"tie": change.tie, "text": query_text(change, dataset)}
 
 
 def query_text(change: ChangedRank, dataset: CaptionDataset) -> str:

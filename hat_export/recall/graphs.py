@@ -15,7 +15,6 @@ from hat_export.backends.emulation_backend import emulated
 from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
 from hat_export.bundle import Bundle, is_bundle
 from hat_export.dataset import CaptionDataset
-from hat_export.errors import InputError
 from hat_export.evaluate import Progress, silent
 from hat_export.recall.localize import Localization, bound_of, localize
 from hat_export.session import Session
@@ -118,12 +117,6 @@ def _reference_graphs(
 ) -> dict[str, Callable[[], onnx.ModelProto]]:
     if is_bundle(reference):
         bundle = Bundle.read(reference, verify=False)
-        if bundle.manifest.attention_form != form:
-            raise InputError(
-                f"{reference}: its graphs are of layout {bundle.manifest.attention_form!r}, the "
-                f"candidate's of {form!r}; export both with the same --target and attention, or "
-                "localize against the checkpoint"
-            )
         return {name: partial(_load, bundle, name) for name in GRAPHS}
     from hat_export.backends.torch_backend import TorchSession
     from hat_export.export.attention import AttentionForm

@@ -9,8 +9,9 @@ before it. The layer at fault is then cut node by node from its beginning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,13 +62,18 @@ class Difference:
             float(np.linalg.norm(difference) / norms[0]) if norms[0] else float(norms[1] > 0),
         )
 
+    def to_json(self) -> dict[str, float | None]:
+        """All numbers by name; None for NaN and infinity, which JSON hasn't."""
+        numbers = {"cosine": self.cosine, "largest": self.largest, "relative": self.relative}
+        return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
     @classmethod
     def worst(cls, found: Sequence[Difference]) -> Difference:
         """The worst of each over several tensors."""
         return cls(
-            min(item.cosine for item in found),
-            max(item.largest for item in found),
-            max(item.relative for item in found),
+            float(np.min([item.cosine for item in found])),  # NaN is the worst
+            float(np.max([item.largest for item in found])),
+            float(np.max([item.relative for item in found])),
         )
 
 
@@ -121,7 +127,7 @@ class Localization:
     bound: float
     layers: tuple[LayerError, ...]
     nodes: tuple[NodeError, ...] = ()
-    disturbed: tuple[str, ...] = field(default=())
+    disturbed: tuple[str, ...] = ()
 
     @property
     def first(self) -> LayerError | None:
@@ -160,8 +166,19 @@ class Localization:
             "bound": self.bound,
             "first_layer": first.layer if first else None,
             "first_node": node.node if node else None,
-            "layers": [asdict(item) for item in self.layers],
-            "nodes": [asdict(item) for item in self.nodes],
+            "layers": [
+                {"layer": item.layer, "total": item.total.to_json(), "own": item.own.to_json()}
+                for item in self.layers
+            ],
+            "nodes": [
+                {
+                    "node": item.node,
+                    "operator": item.operator,
+                    "weights": list(item.weights),
+                    "error": item.error.to_json(),
+                }
+                for item in self.nodes
+            ],
             "disturbed": list(self.disturbed),
         }
 
@@ -354,7 +371,7 @@ def _probed(
 
 
 def _same(plain: Arrays, probed: Arrays) -> bool:
-    return all(np.array_equal(array, probed[name]) for name, array in plain.items())
+    return all(np.array_equal(array, probed[name], equal_nan=True) for name, array in plain.items())
 
 
 def _nodes(right: _Graph, judged: _Graph, layer: str, known: Arrays) -> tuple[NodeError, ...]:

@@ -7,6 +7,7 @@ scored by everything that a session can score with. That also finds a cache that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,8 +70,9 @@ class ScorerCheck:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {**asdict(self), "passed": self.passed}
+        """All fields by name; a difference of None is one that isn't finite."""
+        difference = self.difference if math.isfinite(self.difference) else None
+        return {**asdict(self), "difference": difference, "passed": self.passed}
 
 
 def own_scores(session: Session, dataset: CaptionDataset) -> OwnScores:
