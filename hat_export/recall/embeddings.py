@@ -196,8 +196,9 @@ def encode_dataset(
             if paths[1].exists()
             else CaptionIndex.create(paths[1], spec, keys.text, None, "float32")
         )
+    interrupted = [index for index in (images, texts) if index.file.notice]
     for index in (images, texts):
-        if len(index) and index.file.notice is None:
+        if len(index) and index not in interrupted:
             index.verify()
     text_ids = _caption_ids(session, dataset)
     missing = _first_of_each(digests.images, images.ids)
@@ -210,6 +211,9 @@ def encode_dataset(
     for chosen, features in encode_captions(session, some, batch, progress, reused[1]):
         names = [text_ids[missing_texts[position]] for position in chosen]
         texts.append(names, features, None)
+    for index in interrupted:
+        if index.file.notice is None:  # the first append has discarded what was half-written
+            index.verify()
     rows = []
     for ids, index in ((digests.images, images), (text_ids, texts)):
         place = {name: row for row, name in enumerate(index.ids)}

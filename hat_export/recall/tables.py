@@ -73,14 +73,14 @@ def gate_table(
                 label(metric),
                 f"{delta.reference:.2f}",
                 f"{delta.candidate:.2f}",
-                _signed(delta.difference),
-                f"{_signed(delta.low)} to {_signed(delta.high)}",
+                signed(delta.difference),
+                f"{signed(delta.low)} to {signed(delta.high)}",
                 "" if delta.lost is None else f"{delta.lost:,}",
                 "" if delta.gained is None else f"{delta.gained:,}",
                 "" if delta.p_value is None else f"{delta.p_value:.3g}",
                 "" if item is None else f"{item.limit:g}",
                 "" if item is None else item.verdict.value,
-                "" if delta.by_ties is None else _signed(delta.by_ties),
+                "" if delta.by_ties is None else signed(delta.by_ties),
             )
         )
     columns = (
@@ -113,7 +113,7 @@ def fold_table(count: int, before: Mapping[str, float], after: Mapping[str, floa
         (name, *(f"{found[key]:.2f}" for key in keys))
         for name, found in (("reference", before), ("candidate", after))
     ]
-    rows.append(("difference", *(_signed(after[key] - before[key]) for key in keys)))
+    rows.append(("difference", *(signed(after[key] - before[key]) for key in keys)))
     note = f"Mean over {count} consecutive folds of the images, each with its own captions."
     return Table(f"Recall over {count} folds", ("", *map(label, keys)), tuple(rows), note)
 
@@ -124,14 +124,14 @@ def level_table(levels: Sequence[tuple[Parity, Mapping[str, Delta]]]) -> Table:
     rows = []
     for number, (parity, deltas) in enumerate(levels, start=1):
         real = sum(not item.tie for item in parity.changed)
-        interval = f"{_signed(deltas['rsum'].low)} to {_signed(deltas['rsum'].high)}"
+        interval = f"{signed(deltas['rsum'].low)} to {signed(deltas['rsum'].high)}"
         rows.append(
             (f"level {number}, reference", *(f"{deltas[k].reference:.2f}" for k in keys), "", "")
         )
         rows.append(
             (
                 f"level {number}, difference",
-                *(_signed(deltas[key].difference) for key in keys),
+                *(signed(deltas[key].difference) for key in keys),
                 interval,
                 f"{real:,}",
             )
@@ -153,9 +153,9 @@ def attribution_table(attribution: Attribution) -> Table:
         rows.append(
             (
                 swap.name,
-                _signed(rsum.difference),
-                f"{_signed(rsum.low)} to {_signed(rsum.high)}",
-                *(_signed(swap.deltas[f"{side}_r1"].difference) for side in DIRECTIONS),
+                signed(rsum.difference),
+                f"{signed(rsum.low)} to {signed(rsum.high)}",
+                *(signed(swap.deltas[f"{side}_r1"].difference) for side in DIRECTIONS),
                 f"{swap.changed:,}",
                 f"{swap.ties:,}",
                 f"{swap.score_difference:.2g}",
@@ -233,7 +233,8 @@ def scorer_table(checks: Sequence[ScorerCheck]) -> Table:
     return Table("Scores of the sessions themselves", columns, rows, note)
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A difference in points with its sign; zero has none."""
     text = f"{value:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
 

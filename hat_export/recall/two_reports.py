@@ -7,6 +7,7 @@ from typing import Any
 
 from hat_export.errors import InputError
 from hat_export.recall.statistics import RANKS, RECALLS, label
+from hat_export.recall.tables import signed
 from hat_export.report import Report, Table
 
 #: Queries listed by name.
@@ -55,9 +56,9 @@ def _compare_parity(
                 label(metric),
                 f"{one['candidate']:.2f}",
                 f"{other['candidate']:.2f}",
-                f"{other['candidate'] - one['candidate']:+.2f}",
+                signed(other["candidate"] - one["candidate"]),
                 *(
-                    f"{found['difference']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+                    f"{signed(found['difference'])} ({signed(found['low'])} to {signed(found['high'])})"
                     for found in (one, other)
                 ),
             )
@@ -114,9 +115,12 @@ def _component_table(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tab
         for swap in found.get("attribution", {}).get("swaps", ()):
             if swap["level"] is None:
                 row = costs.setdefault(str(swap["component"]), ["", ""])
-                row[side] = f"{swap['deltas']['rsum']['candidate'] - _reference(swap):+.2f}"
+                row[side] = signed(swap["deltas"]["rsum"]["candidate"] - _reference(swap))
     rows = tuple((name, *row) for name, row in costs.items())
-    note = "Points of rsum that the swapped component costs; empty where it wasn't looked for."
+    note = (
+        "Points of rsum that the reference gains or loses by the candidate's part; empty where it "
+        "wasn't looked for."
+    )
     return Table("What each component costs", ("swapped", "A", "B"), rows, note)
 
 
