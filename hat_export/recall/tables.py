@@ -74,7 +74,7 @@ def gate_table(
                 f"{delta.reference:.2f}",
                 f"{delta.candidate:.2f}",
                 signed(delta.difference),
-                f"{signed(delta.low)} to {signed(delta.high)}",
+                interval(delta.low, delta.high),
                 "" if delta.lost is None else f"{delta.lost:,}",
                 "" if delta.gained is None else f"{delta.gained:,}",
                 "" if delta.p_value is None else f"{delta.p_value:.3g}",
@@ -124,7 +124,6 @@ def level_table(levels: Sequence[tuple[Parity, Mapping[str, Delta]]]) -> Table:
     rows = []
     for number, (parity, deltas) in enumerate(levels, start=1):
         real = sum(not item.tie for item in parity.changed)
-        interval = f"{signed(deltas['rsum'].low)} to {signed(deltas['rsum'].high)}"
         rows.append(
             (f"level {number}, reference", *(f"{deltas[k].reference:.2f}" for k in keys), "", "")
         )
@@ -132,7 +131,7 @@ def level_table(levels: Sequence[tuple[Parity, Mapping[str, Delta]]]) -> Table:
             (
                 f"level {number}, difference",
                 *(signed(deltas[key].difference) for key in keys),
-                interval,
+                interval(deltas["rsum"].low, deltas["rsum"].high),
                 f"{real:,}",
             )
         )
@@ -154,7 +153,7 @@ def attribution_table(attribution: Attribution) -> Table:
             (
                 swap.name,
                 signed(rsum.difference),
-                f"{signed(rsum.low)} to {signed(rsum.high)}",
+                interval(rsum.low, rsum.high),
                 *(signed(swap.deltas[f"{side}_r1"].difference) for side in DIRECTIONS),
                 f"{swap.changed:,}",
                 f"{swap.ties:,}",
@@ -231,6 +230,11 @@ def scorer_table(checks: Sequence[ScorerCheck]) -> Table:
     )
     columns = ("", "pairs", "largest difference", "tolerance", "equal")
     return Table("Scores of the sessions themselves", columns, rows, note)
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of an interval of a difference in points."""
+    return f"{signed(low)} to {signed(high)}"
 
 
 def signed(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hat_export.errors import InputError
 from hat_export.recall.statistics import RANKS, RECALLS, label
-from hat_export.recall.tables import signed
+from hat_export.recall.tables import interval, signed
 from hat_export.report import Report, Table
 
 #: Queries listed by name.
@@ -58,7 +58,7 @@ def _compare_parity(
                 f"{other['candidate']:.2f}",
                 signed(other["candidate"] - one["candidate"]),
                 *(
-                    f"{signed(found['difference'])} ({signed(found['low'])} to {signed(found['high'])})"
+                    f"{signed(found['difference'])} ({interval(found['low'], found['high'])})"
                     for found in (one, other)
                 ),
             )
