@@ -183,11 +183,15 @@ def run_parity(
         What was found; :func:`parity_report` shows it.
 
     Raises:
-        InputError: if the folds don't divide the images, or features are NaN.
+        InputError: if there is no such target, the folds don't divide the images, or features are
+            NaN.
         DatasetError: if an image is missing or broken.
         IndexFileError: if a file of the cache is damaged.
         OutputError: if the cache can't be written.
     """
+    for side in (reference, candidate):
+        if not side.target.exists():  # said before minutes are spent on the other
+            raise InputError(f"{side.target}: no such checkpoint or bundle")
     images = len(dataset.entries)
     folds = settings.folds or (COCO_FOLDS if images == COCO_IMAGES else None)
     if folds and images % folds:
