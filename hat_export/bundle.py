@@ -12,6 +12,7 @@ from hat_export.errors import BundleError, SpecError
 from hat_export.files import sha256_of
 from hat_export.precision import PRECISIONS
 from hat_export.spec import ModelSpec
+from hat_export.trt.engine_info import EngineInfo
 
 FORMAT = "hat-export bundle"
 FORMAT_VERSION = 1
@@ -90,6 +91,7 @@ class Manifest:
         verification: What the export compared with PyTorch, and the differences found.
         tools: Versions of the software that made the bundle.
         files: Every other file in the folder.
+        engines: TensorRT engines by graph name; empty in a bundle without.
     """
 
     spec: ModelSpec
@@ -101,9 +103,11 @@ class Manifest:
     verification: Mapping[str, Any]
     tools: Mapping[str, str]
     files: Mapping[str, FileInfo]
+    engines: Mapping[str, EngineInfo] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``; the same bundle gives the same bytes."""
+        engines = {name: asdict(engine) for name, engine in self.engines.items()}
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -116,6 +120,7 @@ class Manifest:
             "verification": dict(self.verification),
             "tools": dict(self.tools),
             "files": {name: asdict(info) for name, info in sorted(self.files.items())},
+            **({"engines": engines} if engines else {}),
         }
 
 
@@ -228,7 +233,13 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
         files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
     graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
+    engines = {
+        name: EngineInfo.from_json(content["engines"][name])
+        for name in GRAPHS
+        if name in content.get("engines", {})
+    }
     needed = [TOKENIZER, SELF_TEST, PROJECTIONS, *(graph.file for graph in graphs.values())]
+    needed += [engine.file for engine in engines.values()]
     missing = [name for name in needed if name not in files]
     if missing:
         raise BundleError(f"{source}: lists no file {missing[0]!r}; export again")
@@ -242,6 +253,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         verification=dict(content["verification"]),
         tools=dict(content["tools"]),
         files=files,
+        engines=engines,
     )
 
 

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.report",
             "hat_export.retrieval",
             "hat_export.tokenizer",
+            "hat_export.trt",
         ),
     ),
     (
@@ -91,7 +92,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "onnx": ("hat_export.backends.emulation_backend", "hat_export.export"),
     "onnxscript": ("hat_export.export",),
     "onnxslim": ("hat_export.export",),
-    "onnxruntime": ("hat_export.backends.onnxruntime_backend",),
+    "onnxruntime": (
+        "hat_export.backends.emulation_backend",
+        "hat_export.backends.onnxruntime_backend",
+    ),
     "tensorrt": (),
     "tensorrt_rtx": (),
     "triton": (

@@ -1,0 +1,458 @@
+"""From a checkpoint or a bundle to a bundle with TensorRT engines."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from hat_export.backends import BACKENDS
+from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
+from hat_export.bundle import GRAPHS, TOKENIZER, Bundle, is_bundle, list_files, write_manifest
+from hat_export.dataset import CaptionDataset
+from hat_export.environment import default_threads, peak_memory
+from hat_export.errors import BundleError, EngineError, FusionError, InputError, ToleranceError
+from hat_export.export.calibration import dataset_feeds, noise_feeds
+from hat_export.export.mixed_precision import Feed
+from hat_export.export.trt.build import BuiltEngine, EngineRequest, build_engine
+from hat_export.export.trt.cache import EngineCache, graph_hash
+from hat_export.export.trt.fusion import attention_apart, attention_nodes
+from hat_export.export.trt.lower import Progress, check_source, lower_bundle
+from hat_export.files import check_target, new_folder
+from hat_export.self_test import run_self_test, self_test_inputs
+from hat_export.session import Session
+from hat_export.spec import ModelSpec
+from hat_export.tokenizer import CaptionTokenizer
+from hat_export.trt.engine_info import EngineInfo, Profile, Range, target_names
+from hat_export.trt.library import TensorRT, find_gpu
+
+#: First compute capability with each precision's tensor core products. fp16 runs on all that
+#: TensorRT supports.
+FIRST_TARGET = {"fp32": 75, "fp16": 75, "bf16": 80, "int8": 75, "fp8": 89}
+#: The one target on which TensorRT-RTX has no products in float32 (they aren't in TF32 there).
+TURING = 75
+#: Targets below are built for only when asked for: Turing needs slower kernels in the same engine.
+FIRST_DEFAULT_TARGET = 80
+
+#: Called with what is being done, how many steps of it are done, and how many there are.
+Count = Callable[[str, int, int], None]
+
+#: Largest side of a block of images x captions that the alignment engine takes: at the official
+#: size its products are 784 regions x 32 words x 64 x 64 x 4 bytes = 411 MB.
+ALIGNMENT_BLOCK = 64
+
+
+#: Largest difference of a score from the native kernel's on the same features. In float32 it is
+#: 2e-5; where products give float16, dots are off by 2^-11 of themselves, and a cosine is a mean of
+#: many.
+ALIGNMENT_TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True)
+class EngineBuild:
+    """How one engine came about, for the report.
+
+    Attributes:
+        graph: ``image``, ``text`` or ``alignment``.
+        built: What the build gave.
+        cached: Whether it came out of the cache.
+        bytes: Its size.
+        peak_memory: Largest memory of the process so far, in bytes; None where unknown.
+    """
+
+    graph: str
+    built: BuiltEngine
+    cached: bool
+    bytes: int
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class EngineExport:
+    """An export with its builds.
+
+    Attributes:
+        bundle: The bundle with the engines.
+        builds: One per engine.
+    """
+
+    bundle: Bundle
+    builds: tuple[EngineBuild, ...]
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """Sizes that the engines shall take.
+
+    Attributes:
+        batch: Images or captions per call.
+        shortest: Fewest word pieces per caption.
+        tuned: Word pieces for which engines are tuned; more than the longest means the longest.
+        longest: Most word pieces per caption; None for the most that the model takes.
+    """
+
+    batch: Range
+    shortest: int
+    tuned: int
+    longest: int | None
+
+    def resolve(self, spec: ModelSpec) -> Profile:
+        """Ranges of all dynamic dimensions for a model.
+
+        Raises:
+            InputError: if sizes aren't in order, or beyond the model.
+        """
+        longest = self.longest or spec.max_words
+        if longest > spec.max_words:
+            raise InputError(
+                f"--max-words {longest}: this model takes captions of at most {spec.max_words}"
+            )
+        words = Range(self.shortest, max(self.shortest, min(self.tuned, longest)), longest)
+        for what, sizes in (("batch", self.batch), ("words", words)):
+            if not 1 <= sizes.smallest <= sizes.best <= sizes.largest:
+                raise InputError(
+                    f"--min-{what} {sizes.smallest}, --opt-{what} {sizes.best}, --max-{what} "
+                    f"{sizes.largest}: expected them in ascending order"
+                )
+        return {"images": self.batch, "captions": self.batch, "words": words}
+
+
+def choose_targets(library: TensorRT, precision: str, wanted: Sequence[int]) -> tuple[int, ...]:
+    """Compute capabilities to build for; empty for the GPU at hand.
+
+    Raises:
+        InputError: if the library or the precision can't be had on a wanted one.
+    """
+    first = FIRST_TARGET[precision]
+    for target in wanted:
+        if target < first:
+            raise InputError(f"--sm {target}: {precision} needs sm_{first} or newer")
+    if library.targets:
+        if TURING in wanted and precision == "fp32":
+            raise InputError(f"--sm {TURING}: {library} has no fp32 products there; use --fp16")
+        unknown = [target for target in wanted if target not in library.targets]
+        if unknown:
+            raise InputError(
+                f"--sm {unknown[0]}: {library} builds for {target_names(library.targets)}; others "
+                "need --runtime tensorrt on such a GPU"
+            )
+        if wanted or find_gpu() is not None:
+            return tuple(sorted(set(wanted)))
+        lowest = max(first, FIRST_DEFAULT_TARGET)
+        return tuple(target for target in library.targets if target >= lowest)
+    gpu = find_gpu()
+    chosen = tuple(sorted(set(wanted)))
+    if gpu is None or not chosen or chosen == (gpu.capability,):
+        return chosen
+    if len(chosen) == 1 or min(*chosen, gpu.capability) < FIRST_DEFAULT_TARGET:
+        raise InputError(
+            f"--sm {chosen[0]}: {library} builds for the GPU at hand, {gpu.name} "
+            f"(sm_{gpu.capability}), or portably for several targets from "
+            f"sm_{FIRST_DEFAULT_TARGET} on; build on such a GPU, or with --runtime tensorrt-rtx"
+        )
+    return chosen
+
+
+def export_engines(
+    source: Path,
+    target: Path,
+    library: TensorRT,
+    precision: str,
+    profiles: Sequence[ProfileRequest],
+    targets: Sequence[int] = (),
+    require_fused: bool = False,
+    calibration: CaptionDataset | None = None,
+    spec: ModelSpec | None = None,
+    vocabulary: Path | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress = lambda message: None,
+    count: Count = lambda what, done, total: None,
+) -> EngineExport:
+    """Build the image, text and alignment engines of a model.
+
+    The graphs that are built are kept in the bundle. Before anything is built they run on the CPU
+    with the roundings of their precision and have to pass the bundle's self-test.
+
+    Args:
+        source: A checkpoint as for :func:`hat_export.load`, or a bundle.
+        target: Folder of the new bundle; appears only if everything succeeded.
+        library: What builds.
+        precision: A name in :data:`hat_export.precision.PRECISIONS`, for the encoders.
+        profiles: Sizes to take; the first profile that fits is used at run time.
+        targets: From :func:`choose_targets`.
+        require_fused: Whether every attention layer must be one fused kernel of its engine.
+        calibration: Images and captions on which a lower precision looks for ranges; default:
+            made-up ones.
+        spec: Architecture, where a checkpoint doesn't tell it.
+        vocabulary: ``vocab.txt``, where it isn't beside a checkpoint.
+        cache: Folder of engines that were built before; None for none.
+        overwrite: Whether an existing bundle may be replaced.
+        threads: Threads for the comparison; default: one per core.
+        progress: Called with a short line before each step.
+        count: Called with what is being built, the percent done, and 100.
+
+    Raises:
+        EngineError: if TensorRT can't build an engine; its log is kept beside the target.
+        FusionError: if an attention layer is not fused although that was required.
+        InputError: if the source can't be had in the precision.
+        ToleranceError: if the graphs differ from PyTorch by more than the precision explains.
+        OutputError: if the bundle can't be written.
+    """
+    check_target(target, overwrite)
+    threads = threads or default_threads()
+    with ExitStack() as stack:
+        bundle = _onnx_bundle(source, target, spec, vocabulary, threads, progress, stack)
+        check_source(bundle, precision)
+        ranges = [profile.resolve(bundle.manifest.spec) for profile in profiles]
+        engine_cache = EngineCache(cache, library) if cache else None
+        folder = stack.enter_context(new_folder(target, overwrite))
+        manifest = lower_bundle(
+            bundle,
+            folder,
+            precision,
+            partial(_feeds, bundle, calibration),
+            fp16_alignment=TURING in targets and bool(library.targets),
+            progress=progress,
+        )
+        progress("running the graphs on the CPU with the roundings of their precision")
+        lowered = Bundle.read(folder, verify=False)  # hashed a moment ago
+        _self_test(lowered, threads)
+        engines, builds = {}, []
+        for name in GRAPHS:
+            build = _build(
+                lowered, target, library, name, ranges, targets, engine_cache, progress, count
+            )
+            builds.append(build)
+            engines[name] = _describe(lowered, library, name, ranges, build.built)
+            if require_fused:
+                _check_fused(name, engines[name], build.built)
+        manifest = replace(
+            manifest,
+            engines=engines,
+            tools={**manifest.tools, library.name: library.version},
+            files=list_files(folder),
+        )
+        write_manifest(folder, manifest)
+    return EngineExport(Bundle.read(target, verify=False), tuple(builds))
+
+
+def _onnx_bundle(
+    source: Path,
+    target: Path,
+    spec: ModelSpec | None,
+    vocabulary: Path | None,
+    threads: int,
+    progress: Progress,
+    stack: ExitStack,
+) -> Bundle:
+    """The source as a bundle: itself, or a temporary export of the checkpoint in fp32."""
+    if is_bundle(source):
+        if spec is not None or vocabulary is not None:
+            raise InputError(
+                f"{source}: a bundle carries its architecture and vocabulary; leave --spec and "
+                "--vocabulary out"
+            )
+        return Bundle.read(source)
+    from hat_export.export.onnx_export import export_onnx
+
+    work = Path(
+        stack.enter_context(
+            tempfile.TemporaryDirectory(prefix=f".{target.name}.onnx-", dir=_parent(target))
+        )
+    )
+    return export_onnx(
+        source, work / "bundle", spec, vocabulary, threads=threads, progress=progress
+    )
+
+
+def _parent(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
+
+
+def _feeds(bundle: Bundle, calibration: CaptionDataset | None) -> Mapping[str, Iterable[Feed]]:
+    spec = bundle.manifest.spec
+    if calibration is None:
+        return noise_feeds(spec)
+    tokenizer = CaptionTokenizer.from_file(bundle.file(TOKENIZER), spec.max_words)
+    return dataset_feeds(calibration, spec, tokenizer)
+
+
+def _self_test(bundle: Bundle, threads: int) -> None:
+    """Compare the graphs with PyTorch, as far as fixed inputs tell.
+
+    Raises:
+        ToleranceError: if they differ by more than their precision explains.
+    """
+    name = "onnxruntime" if bundle.manifest.precision == "fp32" else "emulation"
+    try:
+        with BACKENDS[name].open(bundle, threads) as session:
+            run_self_test(bundle, session)
+            _check_alignment(session)
+    except BundleError as error:
+        raise ToleranceError(f"{error}. Nothing was written") from None
+
+
+def _check_alignment(session: Session) -> None:
+    """Compare the alignment graph with the native kernel on features of the model's own.
+
+    Raises:
+        ToleranceError: if they differ.
+    """
+    assert isinstance(session, OnnxRuntimeSession)
+    inputs = self_test_inputs(session.spec)
+    images = session.encode_images(inputs["pixel_values"])
+    texts = session.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+    difference = float(
+        np.abs(session.score_with_graph(images, texts) - session.score(images, texts)).max()
+    )
+    if not difference <= ALIGNMENT_TOLERANCE:  # also true for NaN
+        raise ToleranceError(
+            f"alignment graph: scores differ by {difference:.3g} from the native kernel's "
+            f"(tolerance {ALIGNMENT_TOLERANCE:g}). Nothing was written"
+        )
+
+
+def _build(
+    bundle: Bundle,
+    target: Path,
+    library: TensorRT,
+    name: str,
+    profiles: Sequence[Profile],
+    targets: Sequence[int],
+    cache: EngineCache | None,
+    progress: Progress,
+    count: Count,
+) -> EngineBuild:
+    """Build one engine into the bundle's folder, or take it from the cache."""
+    request = _request(bundle, name, profiles, targets)
+    engine, log = (bundle.path / file for file in _file_names(name))
+    key = ""
+    if cache:
+        key = cache.key(request, _graph_sha256(bundle, name), bundle.manifest.precision)
+        found = cache.find(key)
+        if found:
+            progress(f"the {name} engine was built before")
+            shutil.copyfile(found.engine, engine)
+            shutil.copyfile(found.log, log)
+            return _summary(name, engine, found.built, cached=True)
+    what = f"building the {name} engine with {library}"
+    count(f"{what}, percent", 0, 100)
+    # Beside the bundle, so that a failed build leaves its log; nothing else stays.
+    written = target.with_name(f"{target.name}.{log.name}")
+    timing_cache = cache.timing_cache if cache else None
+    try:
+        built = build_engine(
+            library,
+            request,
+            engine,
+            written,
+            timing_cache,
+            lambda percent: count(f"{what}, percent", percent, 100),
+        )
+        count(f"{what}, percent", 100, 100)
+        shutil.move(written, log)
+    except EngineError:
+        raise
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
+    if cache:
+        cache.store(key, engine, log, built)
+    return _summary(name, engine, built, cached=False)
+
+
+def _summary(name: str, engine: Path, built: BuiltEngine, cached: bool) -> EngineBuild:
+    return EngineBuild(name, built, cached, engine.stat().st_size, peak_memory())
+
+
+def _file_names(name: str) -> tuple[str, str]:
+    return f"{name}.engine", f"{name}.build.log"
+
+
+def _request(
+    bundle: Bundle, name: str, profiles: Sequence[Profile], targets: Sequence[int]
+) -> EngineRequest:
+    inputs = bundle.manifest.graphs[name].inputs
+    dynamic = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
+    if name == "alignment":
+        profiles = [_within_block(profile) for profile in profiles]
+    return EngineRequest(
+        graph=bundle.graph_path(name),
+        inputs=inputs,
+        profiles=tuple(
+            {dim: sizes for dim, sizes in profile.items() if dim in dynamic} for profile in profiles
+        ),
+        targets=tuple(targets),
+        tf32=bundle.manifest.precision != "fp32",
+    )
+
+
+def _within_block(profile: Profile) -> Profile:
+    def cut(sizes: Range) -> Range:
+        return Range(*(min(size, ALIGNMENT_BLOCK) for size in sizes))
+
+    return {name: sizes if name == "words" else cut(sizes) for name, sizes in profile.items()}
+
+
+def _graph_sha256(bundle: Bundle, name: str) -> str:
+    file = bundle.manifest.graphs[name].file
+    names = [item for item in (file, f"{file}.data") if item in bundle.manifest.files]
+    return graph_hash(bundle.path / item for item in names)
+
+
+def _describe(
+    bundle: Bundle,
+    library: TensorRT,
+    name: str,
+    profiles: Sequence[Profile],
+    built: BuiltEngine,
+) -> EngineInfo:
+    request = _request(bundle, name, profiles, built.targets)
+    info = bundle.manifest.graphs[name]
+    nodes: tuple[str, ...] = ()
+    if info.attention_expected:
+        nodes = attention_nodes(onnx.load(request.graph, load_external_data=False))
+    apart = attention_apart(nodes, built.layers, len(profiles))
+    engine, log = _file_names(name)
+    return EngineInfo(
+        file=engine,
+        log=log,
+        library=library.name,
+        version=library.version,
+        targets=built.targets,
+        device=built.device,
+        tf32=request.tf32,
+        profiles=request.profiles,
+        attention_expected=info.attention_expected,
+        attention_fused=len(nodes) - len(apart),
+        attention_apart=apart,
+        graph_sha256=_graph_sha256(bundle, name),
+    )
+
+
+def _check_fused(name: str, info: EngineInfo, built: BuiltEngine) -> None:
+    """Compare the count of fused kernels with the architecture's attention layers.
+
+    Raises:
+        FusionError: if they differ; names the first layers that aren't fused.
+    """
+    if info.attention_fused == info.attention_expected:
+        return
+    shown = ", ".join(info.attention_apart[:3])
+    more = len(info.attention_apart) - 3
+    raise FusionError(
+        f"{name} engine: {info.attention_fused} of {info.attention_expected} attention layers are "
+        f"one kernel of {info.library} {info.version}; not fused: {shown}"
+        + (f" and {more} more" if more > 0 else "")
+        + ". TensorRT fuses attention in fp16 and bf16 only. Nothing was written"
+    )
