@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -162,6 +163,15 @@ class Bundle:
     def graph_path(self, name: str) -> Path:
         """Path of the image, text or alignment graph."""
         return self.file(self.manifest.graphs[name].file)
+
+    def graph_sha256(self, name: str) -> str:
+        """Hash of a graph and its external data, made of the manifest's hashes of both."""
+        file = self.manifest.graphs[name].file
+        joined = hashlib.sha256()
+        for part in (file, f"{file}.data"):
+            if part in self.manifest.files:
+                joined.update(self.manifest.files[part].sha256.encode())
+        return joined.hexdigest()
 
 
 def is_bundle(path: Path) -> bool:

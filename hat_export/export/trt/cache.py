@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -129,14 +128,6 @@ class EngineCache:
             shutil.copyfile(log, folder / _LOG)
             record = asdict(built) | {"sha256": sha256_of(folder / _ENGINE)}
             write_text(folder / _RECORD, json.dumps(record, indent=1))
-
-
-def graph_hash(paths: Iterable[Path]) -> str:
-    """Hash of a graph and its external data."""
-    joined = hashlib.sha256()
-    for path in paths:
-        joined.update(bytes.fromhex(sha256_of(path)))
-    return joined.hexdigest()
 
 
 def _unwritable(folder: Path, reason: str | None) -> OutputError:

@@ -22,7 +22,7 @@ from hat_export.errors import BundleError, EngineError, FusionError, InputError,
 from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.mixed_precision import Feed
 from hat_export.export.trt.build import BuiltEngine, EngineRequest, build_engine
-from hat_export.export.trt.cache import EngineCache, graph_hash
+from hat_export.export.trt.cache import EngineCache
 from hat_export.export.trt.fusion import attention_apart, attention_nodes
 from hat_export.export.trt.lower import Progress, check_source, lower_bundle
 from hat_export.files import check_target, new_folder
@@ -338,7 +338,7 @@ def _build(
     engine, log = (bundle.path / file for file in _file_names(name))
     key = ""
     if cache:
-        key = cache.key(request, _graph_sha256(bundle, name), bundle.manifest.precision)
+        key = cache.key(request, bundle.graph_sha256(name), bundle.manifest.precision)
         found = cache.find(key)
         if found:
             progress(f"the {name} engine was built before")
@@ -404,12 +404,6 @@ def _within_block(profile: Profile) -> Profile:
     return {name: sizes if name == "words" else cut(sizes) for name, sizes in profile.items()}
 
 
-def _graph_sha256(bundle: Bundle, name: str) -> str:
-    file = bundle.manifest.graphs[name].file
-    names = [item for item in (file, f"{file}.data") if item in bundle.manifest.files]
-    return graph_hash(bundle.path / item for item in names)
-
-
 def _describe(
     bundle: Bundle,
     library: TensorRT,
@@ -436,7 +430,7 @@ def _describe(
         attention_expected=info.attention_expected,
         attention_fused=len(nodes) - len(apart),
         attention_apart=apart,
-        graph_sha256=_graph_sha256(bundle, name),
+        graph_sha256=bundle.graph_sha256(name),
     )
 
 
