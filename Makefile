@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 EXTRAS := export,cpu,rtx,bench,dev
 GPU_VENV := .venv-gpu
-GPU_EXTRAS ?= export,gpu,trt,bench,dev
+GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
 
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST_ARGS ?=

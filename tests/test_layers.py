@@ -99,6 +99,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorrt": (),
     "tensorrt_rtx": (),
     "triton": (
+        "hat_export.kernels.alignment_plugin_triton",
         "hat_export.kernels.alignment_triton",
         "hat_export.kernels.window_attention_triton",
     ),
