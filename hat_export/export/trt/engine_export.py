@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from hat_export.export.trt.cache import EngineCache
 from hat_export.export.trt.fusion import attention_apart, attention_nodes
 from hat_export.export.trt.lower import Progress, check_source, lower_bundle
 from hat_export.files import check_target, new_folder
+from hat_export.precision import PRECISIONS
 from hat_export.self_test import run_self_test, self_test_inputs
 from hat_export.session import Session
 from hat_export.spec import ModelSpec
@@ -225,7 +227,9 @@ def export_engines(
         )
         progress("running the graphs on the CPU with the roundings of their precision")
         lowered = Bundle.read(folder, verify=False)  # hashed a moment ago
-        _self_test(lowered, threads)
+        verification = dict(manifest.verification)
+        if bundle.manifest.precision != precision:
+            verification[f"features in {precision}"] = _self_test(lowered, threads)
         engines, builds = {}, []
         for name in GRAPHS:
             build = _build(
@@ -237,6 +241,7 @@ def export_engines(
                 _check_fused(name, engines[name], build.built)
         manifest = replace(
             manifest,
+            verification=verification,
             engines=engines,
             tools={**manifest.tools, library.name: library.version},
             files=list_files(folder),
@@ -287,19 +292,29 @@ def _feeds(bundle: Bundle, calibration: CaptionDataset | None) -> Mapping[str, I
     return dataset_feeds(calibration, spec, tokenizer)
 
 
-def _self_test(bundle: Bundle, threads: int) -> None:
+def _self_test(bundle: Bundle, threads: int) -> dict[str, Any]:
     """Compare the graphs with PyTorch, as far as fixed inputs tell.
+
+    Returns:
+        An entry of the manifest's ``verification``.
 
     Raises:
         ToleranceError: if they differ by more than their precision explains.
     """
-    name = "onnxruntime" if bundle.manifest.precision == "fp32" else "emulation"
+    precision = PRECISIONS[bundle.manifest.precision]
+    name = "onnxruntime" if precision.name == "fp32" else "emulation"
     try:
         with BACKENDS[name].open(bundle, threads) as session:
-            run_self_test(bundle, session)
+            differences = run_self_test(bundle, session)
             _check_alignment(session)
     except BundleError as error:
         raise ToleranceError(f"{error}. Nothing was written") from None
+    features = [value for output, value in differences.items() if output != "scores"]
+    return {
+        "largest_difference": max(features),
+        "tolerance": precision.feature_tolerance,
+        "runs": [{"output": output, "difference": value} for output, value in differences.items()],
+    }
 
 
 def _check_alignment(session: Session) -> None:
