@@ -24,7 +24,8 @@ from hat_export.backends.tensorrt_backend import TensorRtSession
 from hat_export.bundle import Bundle
 from hat_export.environment import environment
 from hat_export.errors import HatError
-from hat_export.export.trt.engine_export import ProfileRequest, choose_targets, export_engines
+from hat_export.export.trt.engine_export import export_engines
+from hat_export.export.trt.request import ProfileRequest, choose_targets
 from hat_export.model.checkpoint import load_hat
 from hat_export.precision import PRECISIONS
 from hat_export.report import Report, Table, write_report

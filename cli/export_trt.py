@@ -19,7 +19,7 @@ from hat_export.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from hat_export.export.trt.engine_export import ProfileRequest
+    from hat_export.export.trt.request import ProfileRequest
 
 
 class Runtime(StrEnum):
@@ -40,11 +40,16 @@ def trt(
     ] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Linear layers in int8, the rest in fp16; give --calibration."),
+        typer.Option(
+            "--int8", help="Linear layers in int8, the rest in fp16; needs --calibration."
+        ),
     ] = False,
     fp8: Annotated[
         bool,
-        typer.Option("--fp8", help="Linear layers in fp8 (sm_89 and newer), the rest in fp16."),
+        typer.Option(
+            "--fp8",
+            help="Linear layers in fp8 (sm_89 and newer), the rest in fp16; needs --calibration.",
+        ),
     ] = False,
     min_batch: Annotated[
         list[int] | None,
@@ -128,6 +133,11 @@ def trt(
     precision = _one_precision({"fp16": fp16, "bf16": bf16, "fp32": fp32, "int8": int8, "fp8": fp8})
     if calibration and precision == "fp32":
         raise InputError("--calibration has no use with --fp32: nothing can overflow")
+    if precision in ("int8", "fp8") and not calibration:
+        raise InputError(
+            f"--{precision} needs --calibration: it finds the ranges of activations on real images "
+            "and captions"
+        )
     if cache and no_cache:
         raise InputError("--cache and --no-cache exclude each other; leave one out")
     profiles = _profiles(
@@ -145,8 +155,9 @@ def trt(
         raise InputError(f"{source}: no such checkpoint or bundle")
     require_packages("onnx", "onnxruntime")
     from hat_export.export.trt.cache import default_cache
-    from hat_export.export.trt.engine_export import choose_targets, export_engines
+    from hat_export.export.trt.engine_export import export_engines
     from hat_export.export.trt.engine_report import engine_report
+    from hat_export.export.trt.request import choose_targets
     from hat_export.report import write_report
     from hat_export.trt.library import load_library
 
@@ -204,7 +215,7 @@ def _profiles(
         InputError: if two options have different numbers of values, and more than one.
     """
     from hat_export.errors import InputError
-    from hat_export.export.trt.engine_export import ProfileRequest
+    from hat_export.export.trt.request import ProfileRequest
     from hat_export.trt.engine_info import Range
 
     given = {option: len(values) for option, values in sizes.items()} | {

@@ -12,7 +12,7 @@ from typing import Any
 from hat_export.errors import BundleError, SpecError
 from hat_export.files import sha256_of
 from hat_export.precision import PRECISIONS
-from hat_export.spec import ModelSpec
+from hat_export.spec import LEVELS, ModelSpec
 from hat_export.trt.engine_info import EngineInfo
 
 FORMAT = "hat-export bundle"
@@ -22,6 +22,10 @@ TOKENIZER = "tokenizer.json"
 SELF_TEST = "self_test.npz"
 PROJECTIONS = "projections.npz"
 GRAPHS = ("image", "text", "alignment")
+#: Outputs of the graphs: features, and the reduced form of images at levels 1 and 2.
+IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
+REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
+TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
 #: A manifest is a few kilobytes; anything far beyond is not one.
 MAX_MANIFEST_BYTES = 4 << 20

@@ -25,7 +25,8 @@ from hat_export.export.trt.alignment_plugin import (
     plugin_module,
     register_alignment_plugin,
 )
-from hat_export.export.trt.engine_export import ProfileRequest, choose_targets, export_engines
+from hat_export.export.trt.engine_export import export_engines
+from hat_export.export.trt.request import ProfileRequest, choose_targets
 from hat_export.precision import PRECISIONS
 from hat_export.self_test import noise_captions, noise_pixels, run_self_test
 from hat_export.trt.engine_info import Range

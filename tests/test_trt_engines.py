@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,18 +15,15 @@ import pytest
 
 from hat_export.backends.emulation_backend import EmulatedSession
 from hat_export.bundle import Bundle
+from hat_export.dataset import read_karpathy
 from hat_export.errors import EngineError, FusionError, InputError, OutputError
 from hat_export.export.onnx_export import export_onnx
 from hat_export.export.trt.build import EngineRequest, build_engine
 from hat_export.export.trt.decompose import decompose_fp32_attention
-from hat_export.export.trt.engine_export import (
-    EngineExport,
-    ProfileRequest,
-    choose_targets,
-    export_engines,
-)
+from hat_export.export.trt.engine_export import EngineExport, export_engines
 from hat_export.export.trt.engine_report import engine_report
 from hat_export.export.trt.fusion import attention_apart, attention_nodes, layers_in_log
+from hat_export.export.trt.request import ProfileRequest, choose_targets
 from hat_export.inspection import bundle_report
 from hat_export.self_test import run_self_test
 from hat_export.trt.engine_info import Range
@@ -185,6 +183,31 @@ def test_other_precisions(
         shown = engine_report(result, commands=False).to_markdown()
         assert "vit_model.layers.2.blocks.3/Attention" in shown
         assert "text_transformer.encoder.layer.3/Attention" in shown
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "Int8"), ("fp8", "FP8")])
+def test_linear_layers_in_int8_and_fp8(
+    precision: str, kind: str, demo_bundle: Path, library: TensorRT, tmp_path: Path
+) -> None:
+    result = export_engines(
+        demo_bundle,
+        tmp_path / "out",
+        library,
+        precision,
+        [PROFILE],
+        choose_targets(library, precision, []),
+        require_fused=True,
+        calibration=read_karpathy(DEMO.parent / "emojicap", "val").limit(8),
+        threads=1,
+    )
+    manifest = result.bundle.manifest
+    for name, layers in (("image", 8 * 4 + 3), ("text", 4 * 4)):
+        log = result.bundle.file(manifest.engines[name].log).read_text()
+        products = re.findall(rf"^Name: .*LayerType: gemm,.*Datatype: {kind}.*$", log, re.MULTILINE)
+        assert len(products) == layers
+    # The features move, by more than fp16's rounding and less than would cost recall.
+    found = manifest.verification[f"features in {precision}"]["largest_difference"]
+    assert 1e-2 < found < 1.0
 
 
 def test_fp32_attention_is_taken_apart_without_changing_it(tiny_bundle: Path) -> None:
@@ -355,6 +378,8 @@ def test_the_command_and_what_inspect_shows_of_its_result(
             "--min-batch is given 2 times",
         ),
         (["--cache", "x", "--no-cache"], "exclude each other"),
+        (["--int8"], "--int8 needs --calibration"),
+        (["--fp8"], "--fp8 needs --calibration"),
     ],
 )
 def test_wrong_options(options: list[str], expected: str, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def open_cuda() -> Cuda:
             "backend tensorrt needs an NVIDIA GPU and CUDA shows none; check results on a CPU with "
             "--backend emulation"
         )
+    cuda("cudaFree", 0)  # makes the context, in which compiled kernels are looked up
     return cuda
 
 
@@ -104,7 +105,8 @@ class Buffer(Closing):
         """The host memory as an array."""
         count = int(np.prod(shape)) * dtype.itemsize
         memory = (ctypes.c_byte * count).from_address(self.host)
-        return np.frombuffer(memory, dtype).reshape(shape)
+        array: np.ndarray = np.ndarray(shape, dtype, buffer=memory)
+        return array
 
     def upload(self, count: int, stream: Any) -> None:
         """Copy so many bytes to the device."""

@@ -11,19 +11,22 @@ import numpy as np
 
 from hat_export.backends.cuda import Cuda, open_cuda
 from hat_export.backends.engine_runner import EngineRunner
-from hat_export.bundle import GRAPHS, PROJECTIONS, TOKENIZER, Bundle
+from hat_export.bundle import (
+    GRAPHS,
+    IMAGE_OUTPUTS,
+    PROJECTIONS,
+    REDUCED_OUTPUTS,
+    TEXT_OUTPUTS,
+    TOKENIZER,
+    Bundle,
+)
 from hat_export.errors import BackendUnavailableError, EngineError, InputError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
 from hat_export.session import Session, score_in_blocks
-from hat_export.spec import LEVELS
 from hat_export.tokenizer import CaptionTokenizer
 from hat_export.trt.engine_info import EngineInfo, target_names
 from hat_export.trt.library import Gpu, TensorRT, find_gpu, load_library
-
-IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
-REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
-TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
 #: Most execution contexts of one engine: each has memory for its own activations.
 MOST_CONTEXTS = 4

@@ -6,6 +6,8 @@ overflow, and a whole graph in float32, is therefore written as products and a s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -46,7 +48,7 @@ def _scale(node: onnx.NodeProto) -> float:
 
 def _products(node: onnx.NodeProto, scale: str) -> list[onnx.NodeProto]:
     query, key, value, bias = node.input
-    steps = (
+    steps: tuple[tuple[str, list[str], dict[str, Any]], ...] = (
         ("Mul", [query, scale], {}),
         ("Transpose", [key], {"perm": [0, 1, 3, 2]}),
         ("MatMul", [f"{node.name}/Mul:0", f"{node.name}/Transpose:0"], {}),

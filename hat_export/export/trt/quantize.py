@@ -99,13 +99,13 @@ def quantize(
             value, weight = node.input
             if value not in quantized:
                 quantized[value] = f"{value}/{scheme}"
-                scale = np.float32(_scale(np.array(ranges[value]), form))
+                scale = _scale(np.array(ranges[value]), form)
                 scale_name = store(f"{value}/{scheme}/scale", scale, TensorProto.FLOAT)
                 nodes += _pair(value, quantized[value], scale_name, zero, scheme)
             low = f"{weight}/{scheme}"
             if low not in made:
                 array = numpy_helper.to_array(weights[weight])
-                scales = _scale(np.abs(array).max(0), form).astype(np.float32)
+                scales = _scale(np.abs(array).max(0), form)
                 store(f"{low}/scale", scales, TensorProto.FLOAT)
                 store(f"{low}/zero", np.zeros(len(scales), np.float32), form.onnx_type)
                 rounded = np.clip(array / scales, -form.largest, form.largest)
@@ -128,7 +128,7 @@ def quantize(
 def _scale(magnitude: np.ndarray, form: QuantizedFormat) -> np.ndarray:
     """Size of one step, as float16 holds it: the graph's scales become float16 later."""
     scale = np.maximum(magnitude / form.largest, SMALLEST_SCALE)
-    return scale.astype(np.float16).astype(np.float32)
+    return np.asarray(scale.astype(np.float16).astype(np.float32))
 
 
 def _pair(value: str, output: str, scale: str, zero: str, scheme: str) -> list[onnx.NodeProto]:
