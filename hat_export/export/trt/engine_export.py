@@ -43,7 +43,6 @@ Count = Callable[[str, int, int], None]
 #: size its products are 784 regions x 32 words x 64 x 64 x 4 bytes = 411 MB.
 ALIGNMENT_BLOCK = 64
 
-
 #: Largest difference of a score from the native kernel's on the same features. In float32 it is
 #: 2e-5; where products give float16, dots are off by 2^-11 of themselves, and a cosine is a mean of
 #: many.
