@@ -133,11 +133,6 @@ def trt(
     precision = _one_precision({"fp16": fp16, "bf16": bf16, "fp32": fp32, "int8": int8, "fp8": fp8})
     if calibration and precision == "fp32":
         raise InputError("--calibration has no use with --fp32: nothing can overflow")
-    if precision in ("int8", "fp8") and not calibration:
-        raise InputError(
-            f"--{precision} needs --calibration: it finds the ranges of activations on real images "
-            "and captions"
-        )
     if cache and no_cache:
         raise InputError("--cache and --no-cache exclude each other; leave one out")
     profiles = _profiles(

@@ -25,6 +25,7 @@ from hat_export.export.trt.engine_report import engine_report
 from hat_export.export.trt.fusion import attention_apart, attention_nodes, layers_in_log
 from hat_export.export.trt.request import ProfileRequest, choose_targets
 from hat_export.inspection import bundle_report
+from hat_export.onnx_types import tensor_types
 from hat_export.self_test import run_self_test
 from hat_export.trt.engine_info import Range
 from hat_export.trt.library import TensorRT, load_library
@@ -205,6 +206,14 @@ def test_linear_layers_in_int8_and_fp8(
         log = result.bundle.file(manifest.engines[name].log).read_text()
         products = re.findall(rf"^Name: .*LayerType: gemm,.*Datatype: {kind}.*$", log, re.MULTILINE)
         assert len(products) == layers
+    # Built again from itself, it needs no calibration: its graphs are taken as they are.
+    again = export_engines(
+        result.bundle.path, tmp_path / "two", library, precision, [PROFILE], (89,)
+    )
+    for graph in ("image", "text"):
+        assert again.bundle.graph_sha256(graph) == result.bundle.graph_sha256(graph)
+    with pytest.raises(InputError, match=f"--{precision} needs --calibration"):
+        export_engines(demo_bundle, tmp_path / "three", library, precision, [PROFILE], (89,))
     # The features move, by more than fp16's rounding and less than would cost recall.
     found = manifest.verification[f"features in {precision}"]["largest_difference"]
     assert 1e-2 < found < 1.0
@@ -229,6 +238,27 @@ def test_fp32_attention_is_taken_apart_without_changing_it(tiny_bundle: Path) ->
     for before, after in zip(*results, strict=True):
         # Sums in another order.
         np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_on_turing_the_alignment_s_products_are_in_fp16(
+    demo_bundle: Path, library: TensorRT, tmp_path: Path
+) -> None:
+    """TensorRT-RTX has no fp32 products there: without that, nothing would be built."""
+    targets = choose_targets(library, "fp16", [75, 89])
+    result = export_engines(demo_bundle, tmp_path / "one", library, "fp16", [PROFILE], targets)
+    assert all(e.targets == (75, 89) for e in result.bundle.manifest.engines.values())
+    model = onnx.load(result.bundle.graph_path("alignment"))
+    types = tensor_types(model)
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    others = [n for n in model.graph.node if n.op_type in ("ReduceL2", "Softmax", "Div")]
+    assert {types[node.output[0]] for node in products} == {onnx.TensorProto.FLOAT16}
+    assert {types[node.output[0]] for node in others} == {onnx.TensorProto.FLOAT}
+    again = export_engines(
+        result.bundle.path, tmp_path / "two", library, "fp16", [PROFILE], targets
+    )
+    assert again.bundle.graph_sha256("alignment") == result.bundle.graph_sha256("alignment")
+    with pytest.raises(InputError, match=r"--sm 75: .* no fp32 products there; use --fp16"):
+        choose_targets(library, "fp32", [75])
 
 
 def test_a_missing_fusion_is_an_error_and_leaves_nothing(
@@ -378,8 +408,6 @@ def test_the_command_and_what_inspect_shows_of_its_result(
             "--min-batch is given 2 times",
         ),
         (["--cache", "x", "--no-cache"], "exclude each other"),
-        (["--int8"], "--int8 needs --calibration"),
-        (["--fp8"], "--fp8 needs --calibration"),
     ],
 )
 def test_wrong_options(options: list[str], expected: str, tmp_path: Path) -> None:

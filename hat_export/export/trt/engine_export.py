@@ -16,7 +16,15 @@ import onnx
 
 from hat_export.backends import BACKENDS
 from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
-from hat_export.bundle import GRAPHS, TOKENIZER, Bundle, is_bundle, list_files, write_manifest
+from hat_export.bundle import (
+    GRAPHS,
+    TOKENIZER,
+    Bundle,
+    is_bundle,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
 from hat_export.dataset import CaptionDataset
 from hat_export.environment import default_threads, peak_memory
 from hat_export.errors import BundleError, EngineError, FusionError, InputError, ToleranceError
@@ -26,6 +34,7 @@ from hat_export.export.trt.build import BuiltEngine, EngineRequest, build_engine
 from hat_export.export.trt.cache import EngineCache
 from hat_export.export.trt.fusion import attention_apart, attention_nodes
 from hat_export.export.trt.lower import Progress, check_source, lower_bundle
+from hat_export.export.trt.quantize import QUANTIZED_FORMATS
 from hat_export.export.trt.request import TURING, ProfileRequest
 from hat_export.files import check_target, new_folder
 from hat_export.precision import PRECISIONS
@@ -111,8 +120,8 @@ def export_engines(
         profiles: Sizes to take; the first profile that fits is used at run time.
         targets: From :func:`choose_targets`.
         require_fused: Whether every attention layer must be one fused kernel of its engine.
-        calibration: Images and captions on which a lower precision looks for ranges; default:
-            made-up ones.
+        calibration: Images and captions on which a lower precision looks for ranges; needed for
+            int8 and fp8, else made-up ones by default.
         spec: Architecture, where a checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside a checkpoint.
         cache: Folder of engines that were built before; None for none.
@@ -124,12 +133,17 @@ def export_engines(
     Raises:
         EngineError: if TensorRT can't build an engine; its log is kept beside the target.
         FusionError: if an attention layer is not fused although that was required.
-        InputError: if the source can't be had in the precision.
+        InputError: if the source can't be had in the precision, or that needs calibration data.
         ToleranceError: if the graphs differ from PyTorch by more than the precision explains.
         OutputError: if the bundle can't be written.
     """
     check_target(target, overwrite)
     threads = threads or default_threads()
+    if precision in QUANTIZED_FORMATS and calibration is None and not _is_in(source, precision):
+        raise InputError(
+            f"--{precision} needs --calibration: it finds the ranges of activations on real images "
+            "and captions"
+        )
     with ExitStack() as stack:
         bundle = _onnx_bundle(source, target, spec, vocabulary, threads, progress, stack)
         check_source(bundle, precision)
@@ -196,6 +210,11 @@ def _onnx_bundle(
     return export_onnx(
         source, work / "bundle", spec, vocabulary, threads=threads, progress=progress
     )
+
+
+def _is_in(source: Path, precision: str) -> bool:
+    """Whether the source is a bundle whose graphs are in the precision already."""
+    return is_bundle(source) and read_manifest(source).precision == precision
 
 
 def _parent(target: Path) -> Path:
