@@ -174,6 +174,20 @@ def pixels(session: TensorRtSession, seed: int) -> np.ndarray:
     return noise_pixels(session.spec, 2, seed)
 
 
+def test_after_a_failed_call_the_next_one_has_a_context_of_its_own(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(with_engines(bundle_copy), monkeypatch, threads=1) as (session, _, library):
+        expected = session.encode_images(pixels(session, 1))
+        (context,) = library.module.engines["image"].contexts
+        context.execute_async_v3 = lambda stream: False
+        with pytest.raises(EngineError, match=r"image\.onnx: the engine doesn't execute"):
+            session.encode_images(pixels(session, 1))
+        found = session.encode_images(pixels(session, 1))
+        np.testing.assert_array_equal(found.levels[0], expected.levels[0])
+        assert len(library.module.engines["image"].contexts) == 2
+
+
 def test_everything_is_freed(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(with_engines(bundle_copy), monkeypatch) as (session, cuda, _):
         for count in (1, 2, 2, 2, 3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,14 @@ class EngineRunner(Closing):
                 lane = _Lane(self._cuda, self._make_context(), self._graph, self._capture)
                 self._lanes.append(lane)
             yield lane
+        except EngineError:
+            # Its stream or its context may be in any state: the next caller gets new ones.
+            if lane is not None:
+                self._lanes.remove(lane)
+                with suppress(EngineError):
+                    lane.close()
+                lane = None
+            raise
         finally:
             self._free.put(lane)
 
@@ -252,7 +260,12 @@ class _Lane(Closing):
         if self._captured[shapes] is None:
             mode = self._cuda.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             self._cuda("cudaStreamBeginCapture", self._stream, mode)
-            self._launch()
+            try:
+                self._launch()
+            except EngineError:
+                with suppress(EngineError):
+                    self._cuda("cudaStreamEndCapture", self._stream)
+                raise
             graph = self._cuda("cudaStreamEndCapture", self._stream)
             self._captured[shapes] = self._cuda("cudaGraphInstantiate", graph, 0)
             self._cuda("cudaGraphDestroy", graph)
