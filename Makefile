@@ -5,9 +5,9 @@ PYTHON ?= python3
 # The environment of everything but test-gpu. ONNX Runtime for CPU and for GPU share one import name,
 # so the GPU tests have an environment of their own.
 VENV := .venv
-EXTRAS := export,cpu,bench,datasets,dev
+EXTRAS := export,cpu,rtx,bench,datasets,dev
 GPU_VENV := .venv-gpu
-GPU_EXTRAS ?= export,gpu,trt,bench,dev
+GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
 
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST_ARGS ?=

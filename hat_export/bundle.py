@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 from hat_export.errors import BundleError, SpecError
 from hat_export.files import sha256_of
 from hat_export.precision import PRECISIONS
-from hat_export.spec import ModelSpec
+from hat_export.spec import LEVELS, ModelSpec
+from hat_export.trt.engine_info import EngineInfo
 
 FORMAT = "hat-export bundle"
 FORMAT_VERSION = 1
@@ -20,6 +22,10 @@ TOKENIZER = "tokenizer.json"
 SELF_TEST = "self_test.npz"
 PROJECTIONS = "projections.npz"
 GRAPHS = ("image", "text", "alignment")
+#: Outputs of the graphs: features, and the reduced form of images at levels 1 and 2.
+IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
+REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
+TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
 #: A manifest is a few kilobytes; anything far beyond is not one.
 MAX_MANIFEST_BYTES = 4 << 20
@@ -90,6 +96,7 @@ class Manifest:
         verification: What the export compared with PyTorch, and the differences found.
         tools: Versions of the software that made the bundle.
         files: Every other file in the folder.
+        engines: TensorRT engines by graph name; empty in a bundle without.
     """
 
     spec: ModelSpec
@@ -101,9 +108,11 @@ class Manifest:
     verification: Mapping[str, Any]
     tools: Mapping[str, str]
     files: Mapping[str, FileInfo]
+    engines: Mapping[str, EngineInfo] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``; the same bundle gives the same bytes."""
+        engines = {name: asdict(engine) for name, engine in self.engines.items()}
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -116,6 +125,7 @@ class Manifest:
             "verification": dict(self.verification),
             "tools": dict(self.tools),
             "files": {name: asdict(info) for name, info in sorted(self.files.items())},
+            **({"engines": engines} if engines else {}),
         }
 
 
@@ -157,6 +167,15 @@ class Bundle:
     def graph_path(self, name: str) -> Path:
         """Path of the image, text or alignment graph."""
         return self.file(self.manifest.graphs[name].file)
+
+    def graph_sha256(self, name: str) -> str:
+        """Hash of a graph and its external data, made of the manifest's hashes of both."""
+        file = self.manifest.graphs[name].file
+        joined = hashlib.sha256()
+        for part in (file, f"{file}.data"):
+            if part in self.manifest.files:
+                joined.update(self.manifest.files[part].sha256.encode())
+        return joined.hexdigest()
 
 
 def is_bundle(path: Path) -> bool:
@@ -228,7 +247,13 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
         files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
     graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
+    engines = {
+        name: EngineInfo.from_json(content["engines"][name])
+        for name in GRAPHS
+        if name in content.get("engines", {})
+    }
     needed = [TOKENIZER, SELF_TEST, PROJECTIONS, *(graph.file for graph in graphs.values())]
+    needed += [engine.file for engine in engines.values()]
     missing = [name for name in needed if name not in files]
     if missing:
         raise BundleError(f"{source}: lists no file {missing[0]!r}; export again")
@@ -242,6 +267,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         verification=dict(content["verification"]),
         tools=dict(content["tools"]),
         files=files,
+        engines=engines,
     )
 
 

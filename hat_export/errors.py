@@ -47,6 +47,10 @@ class FusionError(HatError):
     """Fused attention was required, and a layer of the exported graph isn't fused."""
 
 
+class EngineError(HatError):
+    """TensorRT can't build an engine from a graph, or can't load one here."""
+
+
 class IndexFileError(HatError):
     """A feature index is missing, damaged, truncated, or was made for another model."""
 

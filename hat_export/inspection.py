@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hat_export.bundle import Bundle, TensorSpec
 from hat_export.report import Report, Table
+from hat_export.trt.engine_info import Profile, target_names
+from hat_export.trt.replay import replay_commands
 
 
 def bundle_report(bundle: Bundle, verified: bool) -> Report:
@@ -55,11 +57,61 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
     tables = (
         Table("Model", ("field", "value"), tuple(facts)),
         *([Table("Kept in fp32", ("graph", "node", "reason"), kept)] if kept else []),
+        *([engine_table(bundle), command_table(bundle)] if manifest.engines else []),
         Table("Origin and verification", ("what", "value"), tuple(origin + checks + tools)),
         Table("Files", ("file", "bytes", "SHA-256"), files),
         Table("Graphs", columns, graphs),
     )
     return Report("bundle", str(bundle.path), None, summary, tables, manifest.to_json())
+
+
+def engine_table(bundle: Bundle) -> Table:
+    """The engines of a bundle: what they are for, and what they fuse."""
+    rows = tuple(
+        (
+            name,
+            f"{engine.library} {engine.version}",
+            target_names(engine.targets) + (f" on {engine.device}" if engine.device else ""),
+            f"{engine.attention_fused} of {engine.attention_expected}"
+            if engine.attention_expected
+            else "no attention",
+            "\n".join(_ranges(profile) for profile in engine.profiles),
+        )
+        for name, engine in bundle.manifest.engines.items()
+    )
+    columns = ("engine", "library", "for", "attention fused", "sizes")
+    return Table("TensorRT engines", columns, rows)
+
+
+def engine_commands(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """Per engine, the commands by which NVIDIA's own tools repeat its build and check it."""
+    graphs = bundle.manifest.graphs
+    return {
+        name: replay_commands(
+            bundle.path,
+            graphs[name].file,
+            {tensor.name: tensor.shape for tensor in graphs[name].inputs},
+            engine,
+        )
+        for name, engine in bundle.manifest.engines.items()
+    }
+
+
+def command_table(bundle: Bundle) -> Table:
+    """:func:`engine_commands` as a table."""
+    rows = tuple(
+        (name, what, command)
+        for name, commands in engine_commands(bundle).items()
+        for what, command in commands.items()
+    )
+    return Table("The same with NVIDIA's tools", ("engine", "what", "command"), rows)
+
+
+def _ranges(profile: Profile) -> str:
+    return ", ".join(
+        f"{name} {sizes.smallest}..{sizes.largest} (tuned for {sizes.best})"
+        for name, sizes in profile.items()
+    )
 
 
 def _signature(tensors: tuple[TensorSpec, ...]) -> str:

@@ -36,5 +36,8 @@ PRECISIONS = {
         Precision("fp16", 65504.0, 5e-2, 5e-2),
         # Eight times coarser than fp16, with the range of fp32.
         Precision("bf16", 3.3895e38, 4e-1, 4e-1),
+        # Products in int8 or fp8, everything between them in fp16.
+        Precision("int8", 65504.0, 1.0, 5e-1),
+        Precision("fp8", 65504.0, 1.0, 5e-1),
     )
 }

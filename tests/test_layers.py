@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.report",
             "hat_export.retrieval",
             "hat_export.tokenizer",
+            "hat_export.trt",
         ),
     ),
     (
@@ -102,12 +103,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "onnxscript": ("hat_export.export",),
     "onnxslim": ("hat_export.export",),
     "onnxruntime": (
+        "hat_export.backends.emulation_backend",
         "hat_export.backends.onnxruntime_backend",
         "hat_export.recall.localize",
     ),
     "tensorrt": (),
     "tensorrt_rtx": (),
     "triton": (
+        "hat_export.kernels.alignment_plugin_triton",
         "hat_export.kernels.alignment_triton",
         "hat_export.kernels.window_attention_triton",
     ),

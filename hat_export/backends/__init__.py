@@ -64,6 +64,12 @@ BACKENDS = {
             install="pip install 'hat-export[cpu,export]'",
             module="hat_export.backends.emulation_backend",
         ),
+        Backend(
+            name="tensorrt",
+            package="cuda.bindings.runtime",
+            install="pip install 'hat-export[trt]'",
+            module="hat_export.backends.tensorrt_backend",
+        ),
     )
 }
 

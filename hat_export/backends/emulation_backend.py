@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
@@ -60,7 +61,13 @@ class EmulatedSession(OnnxRuntimeSession):
     """A bundle's graphs on the CPU with the roundings of their precision."""
 
     backend_name = "emulation"
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = super()._options()
+        # Q/DQ run as they stand: fused into integer kernels they would round elsewhere.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options
 
     def _model(self, path: Path) -> bytes:
         content: bytes = emulated(onnx.load(path)).SerializeToString()

@@ -8,21 +8,24 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from hat_export.bundle import PROJECTIONS, TOKENIZER, Bundle
+from hat_export.bundle import (
+    IMAGE_OUTPUTS,
+    PROJECTIONS,
+    REDUCED_OUTPUTS,
+    TEXT_OUTPUTS,
+    TOKENIZER,
+    Bundle,
+)
 from hat_export.errors import BackendUnavailableError, BundleError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
 from hat_export.kernels import operators
 from hat_export.scoring import score_with_kernel
 from hat_export.session import ScoreBlock, Session, score_in_blocks
-from hat_export.spec import LEVELS
 from hat_export.tokenizer import CaptionTokenizer
 
 #: Attention form of bundles that need this project's own operators.
 PACKED_ATTENTION = "packed"
-IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
-REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
-TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
 
 class OnnxRuntimeSession(Session):
@@ -54,11 +57,15 @@ class OnnxRuntimeSession(Session):
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
-    def _load(self, name: str) -> onnxruntime.InferenceSession:
+    def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        return options
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        options = self._options()
         if self._bundle.manifest.attention_form == PACKED_ATTENTION:
             options.register_custom_ops_library(str(operators.library_path()))
         path = self._bundle.graph_path(name)

@@ -1,0 +1,1 @@
+"""TensorRT engines: graphs in their precision, built, counted and bundled."""

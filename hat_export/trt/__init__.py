@@ -1,0 +1,1 @@
+"""TensorRT: its libraries, what a bundle says of its engines, commands that repeat a build."""

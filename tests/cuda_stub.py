@@ -1,0 +1,236 @@
+"""CUDA and TensorRT in the host's memory: what a session calls, in what order, to what result.
+
+Device memory is host memory, a stream runs at once, and an engine is an ONNX graph in ONNX Runtime
+that reads and writes the addresses it was given. Wrong shapes, forgotten copies and stale addresses
+give wrong numbers or a crash here as they would on a GPU.
+"""
+
+# ruff: noqa: N802, N815 (names as CUDA has them)
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from hat_export.bundle import Bundle
+
+
+class CudaStub:
+    """``cuda.bindings.runtime``: every function gives an error code (0) and its results."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down")
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.memory: dict[int, Any] = {}
+        self.handles: set[str] = set()
+        self.capturing: list[Callable[[], None]] | None = None
+        self.graphs: dict[str, list[Callable[[], None]]] = {}
+        self._count = 0
+
+    def _handle(self, kind: str) -> tuple[int, str]:
+        self._count += 1
+        self.handles.add(f"{kind} {self._count}")
+        return 0, f"{kind} {self._count}"
+
+    def _allocate(self, size: int) -> tuple[int, int]:
+        block = (ctypes.c_byte * size)()
+        address = ctypes.addressof(block)
+        self.memory[address] = block
+        return 0, address
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return 0, 1
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return 0, b"made up"
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        return self._allocate(size)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        return self._allocate(size)
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        del self.memory[address]
+        return (0,)
+
+    cudaFreeHost = cudaFree
+
+    def cudaMemcpyAsync(
+        self, target: int, source: int, count: int, kind: str, stream: str
+    ) -> tuple[int]:
+        self.calls.append(kind)
+        ctypes.memmove(target, source, count)
+        return (0,)
+
+    def cudaStreamCreate(self) -> tuple[int, str]:
+        return self._handle("stream")
+
+    def cudaEventCreate(self) -> tuple[int, str]:
+        return self._handle("event")
+
+    def cudaEventRecord(self, event: str, stream: str) -> tuple[int]:
+        return (0,)
+
+    def cudaEventElapsedTime(self, start: str, end: str) -> tuple[int, float]:
+        return 0, 2.0
+
+    def cudaStreamSynchronize(self, stream: str) -> tuple[int]:
+        self.calls.append("wait")
+        return (0,)
+
+    def cudaStreamBeginCapture(self, stream: str, mode: int) -> tuple[int]:
+        self.capturing = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream: str) -> tuple[int, str]:
+        error, name = self._handle("graph")
+        assert self.capturing is not None
+        self.graphs[name], self.capturing = self.capturing, None
+        return error, name
+
+    def cudaGraphInstantiate(self, graph: str, flags: int) -> tuple[int, str]:
+        error, name = self._handle("executable")
+        self.graphs[name] = self.graphs[graph]
+        return error, name
+
+    def cudaGraphLaunch(self, executable: str, stream: str) -> tuple[int]:
+        self.calls.append("launch graph")
+        for action in self.graphs[executable]:
+            action()
+        return (0,)
+
+    def _destroy(self, handle: str) -> tuple[int]:
+        self.handles.remove(handle)
+        return (0,)
+
+    cudaGraphDestroy = cudaGraphExecDestroy = cudaEventDestroy = cudaStreamDestroy = _destroy
+
+    def run(self, action: Callable[[], None]) -> None:
+        """An engine's work: done at once, or kept while a graph is captured."""
+        self.calls.append("execute")
+        if self.capturing is None:
+            action()
+        else:
+            self.capturing.append(action)
+
+
+class _Context:
+    def __init__(self, cuda: CudaStub, session: onnxruntime.InferenceSession) -> None:
+        self._cuda = cuda
+        self._session = session
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self.profiles: list[int] = []
+
+    def set_optimization_profile_async(self, index: int, stream: str) -> bool:
+        self.profiles.append(index)
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        value = next(value for value in self._session.get_outputs() if value.name == name)
+        known: dict[Any, int] = {}
+        for entry in self._session.get_inputs():
+            known |= dict(zip(entry.shape, self._shapes[entry.name], strict=True))
+        return tuple(known.get(dim, dim) for dim in value.shape)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return address in self._cuda.memory
+
+    def execute_async_v3(self, stream: str) -> bool:
+        shapes, addresses = dict(self._shapes), dict(self._addresses)
+
+        def work() -> None:
+            feed = {}
+            for entry in self._session.get_inputs():
+                dtype = np.dtype("int64" if "int64" in entry.type else "float32")
+                count = int(np.prod(shapes[entry.name]))
+                memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(
+                    addresses[entry.name]
+                )
+                feed[entry.name] = np.frombuffer(memory, dtype).reshape(shapes[entry.name])
+            for value, array in zip(
+                self._session.get_outputs(), self._session.run(None, feed), strict=True
+            ):
+                data = np.ascontiguousarray(array)
+                ctypes.memmove(addresses[value.name], data.ctypes.data, data.nbytes)
+
+        self._cuda.run(work)
+        return True
+
+
+class _RuntimeCache:
+    content = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = content
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content + b"compiled"
+
+
+class _Engine:
+    def __init__(self, cuda: CudaStub, session: onnxruntime.InferenceSession) -> None:
+        self._cuda = cuda
+        self._session = session
+        self.contexts: list[_Context] = []
+        self.config = SimpleNamespace(
+            create_runtime_cache=_RuntimeCache, set_runtime_cache=lambda cache: None
+        )
+
+    def create_runtime_config(self) -> Any:
+        return self.config
+
+    def create_execution_context(self, config: Any = None) -> _Context:
+        self.contexts.append(_Context(self._cuda, self._session))
+        return self.contexts[-1]
+
+
+def tensorrt_stub(cuda: CudaStub, bundle: Bundle, rtx: bool) -> SimpleNamespace:
+    """A module like ``tensorrt`` (or ``tensorrt_rtx``) whose engines are a bundle's graphs.
+
+    Args:
+        cuda: Where they run.
+        bundle: A bundle whose engine files hold the name of their graph.
+        rtx: Whether it has what only TensorRT-RTX has.
+    """
+    engines: dict[str, _Engine] = {}
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self._logger = logger
+
+        def deserialize_cuda_engine(self, content: bytes) -> _Engine | None:
+            name = content.decode()
+            if name not in bundle.manifest.graphs:
+                self._logger.log(SimpleNamespace(name="ERROR"), "Magic tag does not match")
+                return None
+            path = Path(bundle.graph_path(name))
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            return engines.setdefault(name, _Engine(cuda, session))
+
+    class ILogger:
+        def __init__(self) -> None:
+            pass
+
+    module = SimpleNamespace(
+        __version__="11.4.0", ILogger=ILogger, Runtime=Runtime, engines=engines
+    )
+    if rtx:
+        module.IRuntimeCache = _RuntimeCache
+        module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
+    return module
