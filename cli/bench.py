@@ -7,6 +7,7 @@ import typer
 from hat_export.cli import common
 from hat_export.cli.bench_latency import latency
 from hat_export.cli.bench_parity import parity
+from hat_export.cli.bench_preflight import preflight
 from hat_export.cli.bench_scoring import scoring
 from hat_export.cli.bench_search import search
 
@@ -25,7 +26,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (parity, latency, scoring, search)
+COMMANDS = (parity, latency, preflight, scoring, search)
 
 for _command in COMMANDS:
     app.command()(_command)

@@ -76,9 +76,18 @@ def require_export_packages(*further: str) -> None:
     Raises:
         BackendUnavailableError: naming the package that is missing.
     """
+    require_packages("torch", "timm", "transformers", "safetensors", *further)
+
+
+def require_packages(*packages: str) -> None:
+    """Check that packages are installed.
+
+    Raises:
+        BackendUnavailableError: naming the one that is missing, and how to get it.
+    """
     import importlib.util
 
-    for package in ("torch", "timm", "transformers", "safetensors", *further):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             extra = EXTRAS.get(package, "export")
             raise BackendUnavailableError(

@@ -49,6 +49,21 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One plot; shown in HTML only, where everything it holds is in the tables too.
+
+    Attributes:
+        title: Heading.
+        svg: Markup in which every text is escaped.
+        note: What the reader has to know of it; may be empty.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """A finished report.
 
@@ -59,6 +74,7 @@ class Report:
         summary: The result in a few sentences.
         tables: What to show.
         data: Everything measured, as JSON values.
+        figures: Plots; shown between summary and tables.
     """
 
     kind: str
@@ -67,6 +83,7 @@ class Report:
     summary: tuple[str, ...]
     tables: tuple[Table, ...]
     data: Mapping[str, Any]
+    figures: tuple[Figure, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -97,6 +114,7 @@ class Report:
         body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="verdict{failed}">']
         body += [f"<div>{html.escape(line)}</div>" for line in self.summary]
         body.append("</div>")
+        body += map(_html_figure, self.figures)
         for table in self.tables:
             body.append(f"<h2>{html.escape(table.title)}</h2>")
             body.append(_html_table(table))
@@ -137,6 +155,11 @@ _FORMATS = {".json": Report.to_json, ".md": Report.to_markdown, ".html": Report.
 
 def _markdown_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _html_figure(figure: Figure) -> str:
+    note = f'<p class="note">{html.escape(figure.note)}</p>' if figure.note else ""
+    return f'<h2>{html.escape(figure.title)}</h2><div class="wide">{figure.svg}</div>{note}'
 
 
 def _html_table(table: Table) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from hat_export.bundle import PROJECTIONS, TOKENIZER, Bundle
+from hat_export.environment import cpu_features
 from hat_export.errors import BackendUnavailableError, BundleError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
@@ -22,6 +23,22 @@ PACKED_ATTENTION = "packed"
 IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
 REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
 TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
+
+
+def session_options(threads: int, own_operators: bool) -> onnxruntime.SessionOptions:
+    """Options of every session on a CPU.
+
+    Args:
+        threads: Intra-operator threads.
+        own_operators: Whether the graph may hold this project's operators.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if own_operators:
+        options.register_custom_ops_library(str(operators.library_path()))
+    return options
 
 
 class OnnxRuntimeSession(Session):
@@ -50,16 +67,13 @@ class OnnxRuntimeSession(Session):
                 f"{bundle.path}: ONNX Runtime's CPU provider has no {bundle.manifest.precision} "
                 "kernels; check its results with --backend emulation, and run it on a GPU"
             )
+        check_cpu(bundle, cpu_features())
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
     def _load(self, name: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if self._bundle.manifest.attention_form == PACKED_ATTENTION:
-            options.register_custom_ops_library(str(operators.library_path()))
+        packed = self._bundle.manifest.attention_form == PACKED_ATTENTION
+        options = session_options(self.threads, packed)
         path = self._bundle.graph_path(name)
         try:
             return onnxruntime.InferenceSession(
@@ -120,6 +134,23 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Release the graphs."""
         self._graphs.clear()
+
+
+def check_cpu(bundle: Bundle, features: frozenset[str]) -> None:
+    """Refuse a quantized bundle whose products this CPU would get wrong.
+
+    Raises:
+        BackendUnavailableError: if the CPU has none of the features that the bundle needs.
+    """
+    quantization = bundle.manifest.quantization
+    if quantization is None or not quantization.requires:
+        return
+    if not features & set(quantization.requires):
+        raise BackendUnavailableError(
+            f"{bundle.path}: quantized for {quantization.target}, which needs one of "
+            f"{', '.join(quantization.requires)}; this CPU has none, and its 16-bit sums of "
+            "products would saturate in silence: quantize again with --target cpu-avx2"
+        )
 
 
 def open_session(bundle: Bundle, threads: int) -> OnnxRuntimeSession:

@@ -18,7 +18,6 @@ from hat_export.bundle import (
     Bundle,
     GraphInfo,
     Manifest,
-    TensorSpec,
     list_files,
     write_manifest,
 )
@@ -30,6 +29,7 @@ from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
 from hat_export.export.bert import text_graph
 from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.graph import OPSET, GraphBuilder
+from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
 from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precision
 from hat_export.export.packed import packed_image_graph, packed_text_graph
 from hat_export.export.swin import image_graph
@@ -41,9 +41,6 @@ from hat_export.precision import PRECISIONS
 from hat_export.self_test import run_self_test, write_self_test
 from hat_export.spec import ModelSpec
 from hat_export.tokenizer import CaptionTokenizer
-
-#: Weights above this go to a file of their own: protobuf ends at 2 GiB, and copies what it parses.
-EXTERNAL_DATA_BYTES = 1 << 30
 
 Progress = Callable[[str], None]
 
@@ -208,46 +205,3 @@ def _check_fused(
         + (f"; taken apart: {', '.join(loose[:3])}" if loose else "")
         + ". The pattern is in hat_export/export/attention.py. Nothing was written"
     )
-
-
-def write_graph(
-    model: onnx.ModelProto,
-    folder: Path,
-    name: str,
-    attention_layers: int,
-    fused_operators: Sequence[str],
-    external_data_bytes: int,
-    kept_fp32: Mapping[str, str],
-) -> GraphInfo:
-    """Write one graph, check it, and describe it for the manifest.
-
-    Args:
-        model: The graph.
-        folder: Bundle folder.
-        name: ``image``, ``text`` or ``alignment``; the file is ``name.onnx``.
-        attention_layers: Attention layers that the model has in this graph.
-        fused_operators: Operator types that count as fused attention.
-        external_data_bytes: Weights above this size go to ``name.onnx.data``.
-        kept_fp32: Nodes kept in float32, with the reason.
-    """
-    path = folder / f"{name}.onnx"
-    info = GraphInfo(
-        file=path.name,
-        inputs=tuple(_tensor_spec(value) for value in model.graph.input),
-        outputs=tuple(_tensor_spec(value) for value in model.graph.output),
-        nodes=len(model.graph.node),
-        attention_expected=attention_layers,
-        attention_fused=sum(node.op_type in fused_operators for node in model.graph.node),
-        kept_fp32=kept_fp32,
-    )
-    external = model.ByteSize() > external_data_bytes
-    onnx.save_model(model, path, save_as_external_data=external, location=f"{name}.onnx.data")
-    onnx.checker.check_model(path, full_check=True)
-    return info
-
-
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-    return TensorSpec(value.name, str(dtype), shape)
