@@ -103,7 +103,7 @@ class Quantizer:
     step: Step = no_step
     count: Count = no_count
     layers: dict[str, tuple[Layer, ...]] = field(init=False)
-    _statistics: dict[tuple[str, bool], Statistics] = field(init=False, default_factory=dict)
+    _statistics: dict[tuple[str, bool, bool], Statistics] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         check_source(self.source)
@@ -157,20 +157,21 @@ class Quantizer:
             write_manifest(folder, bundle.manifest)
         return Bundle.read(target, verify=False)
 
-    def statistics(self, name: str, smoothing: bool, limit: int) -> Statistics:
+    def statistics(self, name: str, smoothing: bool, correlated: bool, limit: int) -> Statistics:
         """What flows through one encoder, from the data; found once.
 
         Args:
             name: ``image`` or ``text``.
             smoothing: Whether outliers are moved into weights first.
+            correlated: Whether to sum the products of channels too.
             limit: Largest magnitude of a quantized weight.
         """
-        key = (name, smoothing)
+        key = (name, smoothing, correlated)
         if key not in self._statistics:
-            self._statistics[key] = self._calibrate(name, smoothing, limit)
+            self._statistics[key] = self._calibrate(name, smoothing, correlated, limit)
         return self._statistics[key]
 
-    def _calibrate(self, name: str, smoothing: bool, limit: int) -> Statistics:
+    def _calibrate(self, name: str, smoothing: bool, correlated: bool, limit: int) -> Statistics:
         layers, folder = self.layers[name], self.work / f"{name}-{smoothing}"
         folder.mkdir(parents=True, exist_ok=True)
         smoothed: dict[str, Smoothed] = {}
@@ -193,6 +194,7 @@ class Quantizer:
             layers,
             self._feeds(name),
             self.threads,
+            correlated,
             lambda done: self.count(f"calibration {what}", done, total),
         )
         (folder / "watched.onnx").unlink()
@@ -214,11 +216,15 @@ class Quantizer:
         target = TARGETS[plan.target]
         mine = [layer.name for layer in self.layers[name] if layer.name in plan.layers]
         static = [one for one in mine if SCHEMES[plan.layers[one]].activations == "static"]
-        if mine and (plan.smooth or static):
-            found = self.statistics(name, plan.smooth, target.weight_limit)
+        grams: dict[str, np.ndarray] = {}
+        if mine and (plan.smooth or plan.compensate or static):
+            found = self.statistics(name, plan.smooth, plan.compensate, target.weight_limit)
             path = found.model
             ranges = {one: found.observers[one].range(plan.method) for one in static}
-        return quantize_graph(onnx.load(path), plan, ranges) if mine else onnx.load(path)
+            grams = {
+                one: seen.gram for one, seen in found.observers.items() if seen.gram is not None
+            }
+        return quantize_graph(onnx.load(path), plan, ranges, grams) if mine else onnx.load(path)
 
     def _write_graph(self, model: onnx.ModelProto, folder: Path, name: str) -> GraphInfo:
         before = self.source.manifest.graphs[name]
@@ -236,7 +242,7 @@ class Quantizer:
         if plan.calibrated:
             calibration = {"data": self._data().name, "method": plan.method}
             for name in ENCODERS:
-                found = self._statistics.get((name, plan.smooth))
+                found = self._statistics.get((name, plan.smooth, plan.compensate))
                 if found is not None:
                     calibration |= {
                         f"{name}_items": found.items,

@@ -39,14 +39,22 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 
 
 class Observer:
-    """Statistics of one tensor."""
+    """Statistics of one tensor.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Size of its last axis.
+        correlated: Whether to sum the products of its channels too.
+    """
+
+    def __init__(self, channels: int, correlated: bool = False) -> None:
         self.low = np.inf
         self.high = -np.inf
         self.largest: Float32[np.ndarray, " channels"] = np.zeros(channels, np.float32)
         self.counts: Int64[np.ndarray, " bins"] = np.zeros(BINS, np.int64)
         self.reach = 0.0
+        self.gram: Float32[np.ndarray, "channels channels"] | None = None
+        if correlated:
+            self.gram = np.zeros((channels, channels), np.float32)
         self._rows: list[np.ndarray] = []
 
     def see(self, values: Float32[np.ndarray, "*batch channels"]) -> None:
@@ -63,6 +71,8 @@ class Observer:
         np.maximum(self.largest, magnitudes, out=self.largest)
         self.low = min(self.low, float(rows.min()))
         self.high = max(self.high, float(rows.max()))
+        if self.gram is not None:
+            self.gram += rows.T @ rows
         self._widen(largest)
         places = (rows * np.float32(BINS / 2 / self.reach) + np.float32(BINS / 2)).astype(np.int32)
         np.clip(places, 0, BINS - 1, out=places)
@@ -167,6 +177,7 @@ def observe(
     layers: Sequence[Layer],
     feeds: Iterable[Feed],
     threads: int,
+    correlated: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Observer], str, int]:
     """Run data through a graph and watch the inputs of its layers.
@@ -177,6 +188,8 @@ def observe(
         layers: What to watch; tables are left out.
         feeds: Inputs, gone through once.
         threads: Threads of the run.
+        correlated: Whether to sum the products of channels too, for compensated rounding; takes
+            4 bytes for each pair of channels of each layer.
         progress: Called with the number of items done.
 
     Returns:
@@ -194,7 +207,7 @@ def observe(
     session = onnxruntime.InferenceSession(
         str(path), session_options(threads, own_operators=True), providers=["CPUExecutionProvider"]
     )
-    observers = {layer.value: Observer(layer.inner) for layer in watched.values()}
+    observers = {layer.value: Observer(layer.inner, correlated) for layer in watched.values()}
     digest, items = hashlib.sha256(), 0
     names = list(watched)
     for feed in feeds:

@@ -1,4 +1,4 @@
-"""The layers of an encoder graph that can be quantized: products with a weight, and the word table."""
+"""The layers of an encoder graph that can be quantized: products, and the table of words."""
 
 from __future__ import annotations
 

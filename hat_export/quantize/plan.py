@@ -38,6 +38,8 @@ class Plan:
         method: How static ranges are chosen; one of
             :data:`hat_export.quantize.calibration.METHODS`.
         smooth: Whether outliers are moved into weights where that makes products more exact.
+        compensate: Whether weights are rounded so that later ones make up for earlier ones' errors
+            on the calibration data.
     """
 
     target: str
@@ -45,6 +47,7 @@ class Plan:
     kept: Mapping[str, str] = field(default_factory=dict)
     method: str = "minmax"
     smooth: bool = False
+    compensate: bool = False
 
     def scheme_of(self, layer: str) -> Scheme | None:
         """How a layer is quantized; None if it isn't."""
@@ -60,7 +63,11 @@ class Plan:
     @property
     def calibrated(self) -> bool:
         """Whether applying it takes calibration data."""
-        return self.smooth or any(SCHEMES[name].activations == "static" for name in self.schemes)
+        return (
+            self.smooth
+            or self.compensate
+            or any(SCHEMES[name].activations == "static" for name in self.schemes)
+        )
 
     def title(self) -> str:
         """Its schemes with the number of layers of each."""
@@ -76,6 +83,7 @@ class Plan:
             "target": self.target,
             "method": self.method,
             "smooth": self.smooth,
+            "compensate": self.compensate,
             "layers": dict(self.layers),
             "kept": dict(self.kept),
         }
@@ -88,6 +96,7 @@ def uniform_plan(
     keep: Mapping[str, str] | None = None,
     method: str = "minmax",
     smooth: bool = False,
+    compensate: bool = False,
 ) -> Plan:
     """Every layer alike.
 
@@ -98,6 +107,7 @@ def uniform_plan(
         keep: Layers, or beginnings of their names, that stay float32, with the reason.
         method: How static ranges are chosen.
         smooth: Whether to move outliers into weights.
+        compensate: Whether later weights make up for earlier ones' rounding.
 
     Raises:
         InputError: if the target can't run the scheme, or a layer to keep doesn't exist.
@@ -118,7 +128,7 @@ def uniform_plan(
             kept[layer.name] = "a table that is looked up, not multiplied"
         else:
             chosen[layer.name] = table_scheme(scheme) if layer.table else scheme.name
-    return Plan(target.name, chosen, kept, method, smooth)
+    return Plan(target.name, chosen, kept, method, smooth, compensate)
 
 
 def table_scheme(scheme: Scheme) -> str:
@@ -159,7 +169,8 @@ def read_plan(path: Path) -> Plan:
             raise InputError(f"no method {method!r}; there are: {', '.join(METHODS)}")
         kept = {str(key): str(value) for key, value in content.get("kept", {}).items()}
         layers = {key: value for key, value in layers.items() if value != FP32}
-        return Plan(target.name, layers, kept, method, bool(content.get("smooth", False)))
+        flags = (bool(content.get(key, False)) for key in ("smooth", "compensate"))
+        return Plan(target.name, layers, kept, method, *flags)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, AttributeError, TypeError) as error:

@@ -41,7 +41,9 @@ SCHEMES = {
     for scheme in (
         Scheme("int8-dynamic", 8, "dynamic", 0.5, _EIGHT_BIT),
         Scheme("int8-static", 8, "static", 0.5, _EIGHT_BIT),
-        Scheme("int8-weights", 8, "fp32", 0.25, "weights rounded to 1/127 of their block's range"),
+        Scheme(
+            "int8-weights", 8, "fp32", 0.25, "weights rounded to 1/127 of their channel's range"
+        ),
         Scheme("int4-weights", 4, "fp32", 1.0, "weights rounded to 1/7 of their block's range"),
         Scheme("fp8", 8, "static", 0.75, "e4m3 keeps 4 significant bits: 2 to 4 % a product"),
     )

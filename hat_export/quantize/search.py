@@ -64,6 +64,7 @@ class Search:
         keep: Beginnings of layer names that stay float32, with the reason.
         method: How static ranges are chosen.
         smooth: Whether to move outliers into weights.
+        compensate: Whether later weights make up for earlier ones' rounding.
         state: File of what has been measured; None for none.
     """
 
@@ -75,6 +76,7 @@ class Search:
     keep: Mapping[str, str] = field(default_factory=dict)
     method: str = "minmax"
     smooth: bool = False
+    compensate: bool = False
     state: Path | None = None
 
 
@@ -159,6 +161,7 @@ def search(task: Search) -> Outcome:
             task.keep,
             task.method,
             task.smooth,
+            task.compensate,
         )
         run.measure(scheme, plan)
     low, high = 0, len(ladder)  # the ladder goes from the cheapest to float32
@@ -199,6 +202,7 @@ class _Run:
             "images": len(task.data.entries),
             "method": task.method,
             "smooth": task.smooth,
+            "compensate": task.compensate,
             "budget": dict(task.budget),
             "keep": sorted(task.keep),
         }
@@ -265,7 +269,8 @@ class _Run:
             for name in rest
             if name not in kept
         }
-        return Plan(self.task.target.name, layers, kept, self.task.method, self.task.smooth)
+        task = self.task
+        return Plan(task.target.name, layers, kept, task.method, task.smooth, task.compensate)
 
     def _layers(self, block: str, scheme: str) -> dict[str, str]:
         return {
@@ -410,9 +415,9 @@ def stored_bytes(layer: Layer, scheme: str) -> float:
     if scheme == FP32:
         return 4.0 * layer.values
     bits = SCHEMES[scheme].bits
-    weight_only = scheme in ("int8-weights", "int4-weights")
     width = layer.outer if layer.table else layer.inner
-    scales = layer.values / block_size(width, bits) if weight_only else layer.outer
+    blocks = layer.table or bits == 4
+    scales = layer.values / block_size(width, bits) if blocks else layer.outer
     return layer.values * bits / 8 + 4 * scales
 
 

@@ -1,9 +1,9 @@
 """Outliers moved from activations into weights, as SmoothQuant does it, where it helps.
 
-``x W = (x / s) (s W)`` for any positive ``s`` per channel. A channel of ``x`` that is far larger than
-the others makes the steps of all of them coarse; divided by its ``s`` it doesn't, and the weight, which
-has a scale for each of its columns, takes the factor up. Source: Xiao et al., "SmoothQuant", ICML
-2023, arXiv 2211.10438.
+``x W = (x / s) (s W)`` for any positive ``s`` per channel. A channel of ``x`` that is far larger
+than the others makes the steps of all of them coarse; divided by its ``s`` it doesn't, and the
+weight, which has a scale for each of its columns, takes the factor up. Source: Xiao et al.,
+"SmoothQuant", ICML 2023, arXiv 2211.10438.
 
 The division costs nothing where what makes ``x`` can take it: the LayerNorm in front of Swin's
 products, and the values of attention in front of its output projection (attention is linear in
@@ -117,7 +117,7 @@ def _product(rows: np.ndarray, weight: np.ndarray, largest: np.ndarray, limit: i
 def _foldable(
     model: onnx.ModelProto, layer: Layer, stored: Mapping[str, onnx.TensorProto]
 ) -> list[tuple[str, int]]:
-    """Initializers that can be divided instead of the layer's input, and the first channel there."""
+    """Initializers to divide instead of the layer's input, and the first channel there."""
     for end, source in _PROJECTIONS.items():
         if layer.name.endswith(end):
             maker = layer.name.removesuffix(end) + source
