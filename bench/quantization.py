@@ -322,6 +322,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def chosen(arguments: argparse.Namespace) -> list[Variant]:
+    """The variants asked for, and always float32."""
+    words = arguments.only or [""]
+    return [v for v in VARIANTS if any(w in v.title for w in words) or v.title.startswith("float")]
+
+
 def prepare(arguments: argparse.Namespace) -> None:
     """The float32 bundles, and every variant in a process of its own."""
     folder: Path = arguments.out
@@ -329,7 +335,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     for name, options in {"standard": (), "packed": ("--target", "onnxruntime")}.items():
         if not (folder / name).exists():
             command("onnx", arguments.checkpoint, folder / name, "--quiet", *options)
-    for variant in VARIANTS:
+    for variant in chosen(arguments):
         made = variant.options is not None or variant.peer is not None
         if made and not (folder / f"{variant.folder}.json").exists():
             print(f"making {variant.title}", flush=True)
@@ -351,7 +357,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "variants": {},
     }
     sessions: dict[str, OnnxRuntimeSession] = {}
-    for variant in VARIANTS:
+    for variant in chosen(arguments):
         row: dict[str, Any] = {}
         try:
             session = open_variant(folder, variant, arguments.threads)
@@ -398,6 +404,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256, help="images to calibrate on")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", help="variants whose title has one of these words")
     parser.add_argument("--only-prepare", action="store_true")
     parser.add_argument("--no-timing", dest="timing", action="store_false")
     parser.add_argument("--make", help=argparse.SUPPRESS)

@@ -22,8 +22,8 @@ from hat_export.quantize.weights import (
     per_channel,
 )
 
-#: MatMulNBits with activations in int8 blocks: far more exact than weights of 4 bits, and the fastest
-#: of its ways.
+#: MatMulNBits with activations in int8 blocks: far more exact than weights of 4 bits, and the
+#: fastest of its ways.
 INT8_PRODUCTS = 4
 
 #: Lowest and highest value of a tensor, by layer name.

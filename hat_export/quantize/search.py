@@ -35,9 +35,9 @@ from hat_export.quantize.plan import Plan, table_scheme, uniform_plan
 from hat_export.quantize.preflight import WORDS, Preflight, measure, runnable
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.quantize.weights import block_size
-from hat_export.recall.budget import Judgement, Verdict, judge, overall
+from hat_export.recall.budget import Verdict, judge, overall
 from hat_export.recall.comparison import compare
-from hat_export.recall.statistics import RECALLS, deltas
+from hat_export.recall.statistics import RECALLS, Delta, deltas
 from hat_export.self_test import noise_captions, noise_pixels
 
 FORMAT = "hat-export quantization search"
@@ -91,9 +91,7 @@ class Tried:
         measured: The same on the data.
         bytes: Size of both encoders' graphs.
         seconds: Latency of one image plus one caption of :data:`WORDS` words.
-        recalls: Recalls and rsum, in percent.
-        drops: Loss of each against float32, in points.
-        worst: The worst end of each loss's 95 % interval.
+        deltas: Recalls and rsum in percent, beside float32's, with the intervals of the difference.
         verdict: Of the budget.
     """
 
@@ -103,9 +101,7 @@ class Tried:
     measured: float
     bytes: int
     seconds: float
-    recalls: Mapping[str, float]
-    drops: Mapping[str, float]
-    worst: Mapping[str, float]
+    deltas: Mapping[str, Delta]
     verdict: str
 
     @property
@@ -116,6 +112,21 @@ class Tried:
     def cost(self, objective: str) -> float:
         """What the search makes small."""
         return self.seconds if objective == "latency" else float(self.bytes)
+
+    @property
+    def rsum(self) -> float:
+        """Sum of the six recalls."""
+        return self.deltas["rsum"].candidate
+
+    @property
+    def lost(self) -> float:
+        """Points of rsum lost against float32."""
+        return 0.0 - self.deltas["rsum"].difference
+
+    @property
+    def worst(self) -> float:
+        """The worst end of the 95 % interval of :attr:`lost`."""
+        return 0.0 - self.deltas["rsum"].low
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -192,9 +203,7 @@ class _Run:
     def __init__(self, task: Search) -> None:
         self.task = task
         self.quantizer = task.quantizer
-        names = runnable(task.target.schemes)
-        # What wins nothing is not worth trying: a scheme that is both slower and no smaller.
-        self.schemes = names
+        self.schemes = runnable(task.target.schemes)
         self.identity = {
             "source": sha256_of(self.quantizer.source.path / MANIFEST),
             "target": task.target.name,
@@ -203,7 +212,6 @@ class _Run:
             "method": task.method,
             "smooth": task.smooth,
             "compensate": task.compensate,
-            "budget": dict(task.budget),
             "keep": sorted(task.keep),
         }
         self.state = self._resume()
@@ -211,7 +219,7 @@ class _Run:
         self.scratch = self.quantizer.work / "tried"
         spec = self.quantizer.source.manifest.spec
         self.preflight = measure(
-            self.quantizer.layers, spec, task.target, names, self.quantizer.threads
+            self.quantizer.layers, spec, task.target, self.schemes, self.quantizer.threads
         )
         self.tried: dict[str, Tried] = {}
         self._scores: np.ndarray | None = None
@@ -372,8 +380,10 @@ class _Run:
         """Step 3: recall, size and latency of a plan, from the state if they are there."""
         for entry in self.state["tried"]:
             if entry["plan"] == plan.to_json():
-                values = {key: entry[key] for key in entry if key != "plan"} | {"name": name}
-                self.tried[name] = Tried(plan=plan, **values)
+                found = {metric: Delta(**values) for metric, values in entry["deltas"].items()}
+                verdict = self._verdict(found)
+                values = entry | {"name": name, "plan": plan, "deltas": found, "verdict": verdict}
+                self.tried[name] = Tried(**values)
                 return self.tried[name]
         task, source = self.task, self.quantizer.source
         if self._scores is None:
@@ -386,9 +396,8 @@ class _Run:
             bytes_ = encoder_bytes(source if not plan.layers else Bundle.read(self.scratch, False))
             seconds = latency(session)
         parity = compare(self._scores, scores, task.data.owners)
-        found = deltas(parity)
-        judged = judge(found, task.budget, parity.images)
-        keys = (*RECALLS, "rsum")
+        everything = deltas(parity)
+        found = {metric: everything[metric] for metric in (*RECALLS, "rsum")}
         self.tried[name] = Tried(
             name=name,
             plan=plan,
@@ -396,18 +405,16 @@ class _Run:
             measured=float(np.var(scores - self._scores) / np.var(self._scores)),
             bytes=bytes_,
             seconds=seconds,
-            recalls={key: found[key].candidate for key in keys},
-            drops={key: 0.0 - found[key].difference for key in keys},
-            worst={key: 0.0 - found[key].low for key in keys},
-            verdict=_verdict(judged),
+            deltas=found,
+            verdict=self._verdict(found),
         )
         self.state["tried"].append(self.tried[name].to_json())
         self._save()
         return self.tried[name]
 
-
-def _verdict(judged: tuple[Judgement, ...]) -> str:
-    return overall(judged, strict=False).value
+    def _verdict(self, found: Mapping[str, Delta]) -> str:
+        judged = judge(found, self.task.budget, len(self.task.data.entries))
+        return overall(judged, strict=False).value
 
 
 def stored_bytes(layer: Layer, scheme: str) -> float:
@@ -456,7 +463,7 @@ def _correlation(tried: Sequence[Tried]) -> float | None:
         return None
     ranks = [
         np.argsort(np.argsort([key(one) for one in tried])).astype(float)
-        for key in (lambda one: one.predicted, lambda one: one.drops["rsum"])
+        for key in (lambda one: one.predicted, lambda one: one.lost)
     ]
     if any(float(np.std(rank)) == 0 for rank in ranks):
         return None

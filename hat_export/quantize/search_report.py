@@ -23,8 +23,8 @@ def search_report(outcome: Outcome, source: Bundle) -> Report:
     budget = ", ".join(f"{key} {value:g}" for key, value in task.budget.items())
     images = len(task.data.entries)
     summary = [
-        f"Chosen: {best.name} ({best.plan.title()}): rsum {best.recalls['rsum']:.2f} against "
-        f"{reference.recalls['rsum']:.2f}, {best.bytes / 1e6:.2f} MB against "
+        f"Chosen: {best.name} ({best.plan.title()}): rsum {best.rsum:.2f} against "
+        f"{reference.rsum:.2f}, {best.bytes / 1e6:.2f} MB against "
         f"{reference.bytes / 1e6:.2f}, {1e3 * best.seconds:.2f} ms against "
         f"{1e3 * reference.seconds:.2f}.",
         f"Budget: a drop of {budget} points at most, on {task.data.name} ({images} images). "
@@ -110,9 +110,9 @@ def _row(one: Tried, reference: Tried, best: Tried) -> tuple[str, ...]:
         f"{reference.bytes / one.bytes:.2f}x",
         f"{1e3 * one.seconds:.2f}",
         f"{reference.seconds / one.seconds:.2f}x",
-        f"{one.recalls['rsum']:.2f}",
-        f"{one.drops['rsum']:+.2f}",
-        f"{one.worst['rsum']:+.2f}",
+        f"{one.rsum:.2f}",
+        f"{one.lost:+.2f}",
+        f"{one.worst:+.2f}",
         f"{one.predicted:.2g}",
         f"{one.measured:.2g}",
         one.verdict,
@@ -123,15 +123,14 @@ def _points(outcome: Outcome, cost: str) -> list[Point]:
     front = _front(outcome.tried, cost)
     scale = 1e3 if cost == "latency" else 1e-6
     return [
-        Point(one.name, scale * one.cost(cost), one.recalls["rsum"], one in front)
-        for one in outcome.tried
+        Point(one.name, scale * one.cost(cost), one.rsum, one in front) for one in outcome.tried
     ]
 
 
 def _front(tried: Sequence[Tried], cost: str) -> list[Tried]:
     """Plans that no other one beats in both cost and recall, cheapest first."""
     best: list[Tried] = []
-    for one in sorted(tried, key=lambda one: (one.cost(cost), -one.recalls["rsum"])):
-        if not best or one.recalls["rsum"] > best[-1].recalls["rsum"]:
+    for one in sorted(tried, key=lambda one: (one.cost(cost), -one.rsum)):
+        if not best or one.rsum > best[-1].rsum:
             best.append(one)
     return best
