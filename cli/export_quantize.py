@@ -246,10 +246,9 @@ def _preflight(
     source: Bundle, machine: Target, schemes: tuple[str, ...], threads: int, quiet: bool
 ) -> None:
     """Say before any time is spent which schemes are slower than float32 on this machine."""
-    import onnx
-
+    from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
     from hat_export.quantize.bundles import ENCODERS
-    from hat_export.quantize.layers import find_layers
+    from hat_export.quantize.layers import find_layers, load_products
     from hat_export.quantize.preflight import FP32, measure, runnable
     from hat_export.quantize.schemes import find_target
 
@@ -257,12 +256,10 @@ def _preflight(
         if not quiet:
             print(f"  not measured: this machine isn't {machine.name}", file=sys.stderr)
         return
-    layers = {
-        name: find_layers(onnx.load(source.graph_path(name), load_external_data=False))
-        for name in ENCODERS
-    }
+    layers = {name: find_layers(load_products(source.graph_path(name))) for name in ENCODERS}
     schemes = runnable(schemes)
-    found = measure(layers, source.manifest.spec, machine, schemes, threads)
+    packed = source.manifest.attention_form == PACKED_ATTENTION
+    found = measure(layers, source.manifest.spec, machine, schemes, threads, packed)
     for scheme in schemes:
         gains = ", ".join(
             f"{name} {found.total(name, FP32) / found.total(name, scheme):.2f} times float32's "

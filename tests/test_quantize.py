@@ -27,7 +27,7 @@ from hat_export.inspection import bundle_report
 from hat_export.quantize import bundles as quantize_bundles
 from hat_export.quantize.bundles import Quantizer, relative_errors
 from hat_export.quantize.calibration import BINS, METHODS, Observer, observe
-from hat_export.quantize.layers import Layer, find_layers
+from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, read_plan, uniform_plan, write_plan
 from hat_export.quantize.preflight import measure, preflight_report
 from hat_export.quantize.rewrite import quantize_graph
@@ -187,7 +187,7 @@ def test_every_product_and_the_table_are_found(quantizer: Quantizer, packed_bund
     packed = [
         layer
         for name in ("image", "text")
-        for layer in find_layers(onnx.load(Bundle.read(packed_bundle).graph_path(name)))
+        for layer in find_layers(load_products(Bundle.read(packed_bundle).graph_path(name)))
     ]
     names = [layer.name for layer in quantizer.all_layers]
     assert sorted(names) == sorted(layer.name for layer in packed)
@@ -286,7 +286,7 @@ def test_smoothing_changes_nothing_in_float32_and_helps_in_int8(
 ) -> None:
     for path in (tiny_bundle, packed_bundle):
         source = Bundle.read(path)
-        model = onnx.load(source.graph_path("image"))
+        model = load_products(source.graph_path("image"))
         # An outlier channel as trained transformers have them: a norm's gain, and the weights
         # behind it, which undo it.
         norm, fc1 = (
@@ -440,7 +440,7 @@ def test_a_plan_for_another_model_is_refused(quantizer: Quantizer, tmp_path: Pat
 
 def test_preflight_measures_every_size(quantizer: Quantizer) -> None:
     spec = quantizer.source.manifest.spec
-    found = measure(quantizer.layers, spec, TARGETS["cpu-avx2"], ["int8-dynamic"], 1)
+    found = measure(quantizer.layers, spec, TARGETS["cpu-avx2"], ["int8-dynamic"], 1, False)
     assert all(min(times.values()) > 0 for times in found.seconds.values())
     assert found.sizes["vit_model.layers.0.blocks.0.mlp.fc1"][:2] == (256, 16)
     # A scheme that is slower is named, whatever this machine measures.

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from hat_export.backends import onnxruntime_backend
+from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
 from hat_export.bundle import (
     MANIFEST,
     PROJECTIONS,
@@ -31,10 +32,11 @@ from hat_export.errors import InputError, ToleranceError
 from hat_export.export.attention import FUSED_OPERATORS
 from hat_export.export.calibration import dataset_feeds
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
+from hat_export.export.linear_layers import fuse_linear
 from hat_export.export.mixed_precision import Feed
 from hat_export.files import check_target, new_folder, sha256_of
 from hat_export.quantize.calibration import Observer, observe
-from hat_export.quantize.layers import Layer, find_layers
+from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, check_plan
 from hat_export.quantize.rewrite import quantize_graph
 from hat_export.quantize.schemes import SCHEMES, TARGETS, Target
@@ -108,8 +110,7 @@ class Quantizer:
     def __post_init__(self) -> None:
         check_source(self.source)
         self.layers = {
-            name: find_layers(onnx.load(self.source.graph_path(name), load_external_data=False))
-            for name in ENCODERS
+            name: find_layers(load_products(self.source.graph_path(name))) for name in ENCODERS
         }
 
     @property
@@ -179,8 +180,8 @@ class Quantizer:
         if smoothing:
             self.step(f"looking for outliers in the {name} encoder")
             first = islice(self._feeds(name), SMOOTHING_BATCHES)
-            seen, _, _ = observe(onnx.load(path), folder, layers, first, self.threads)
-            model = onnx.load(path)
+            seen, _, _ = observe(load_products(path), folder, layers, first, self.threads)
+            model = load_products(path)
             smoothed = smooth(model, seen, limit)
             path = folder / "smoothed.onnx"
             onnx.save_model(model, path, save_as_external_data=True, location="smoothed.onnx.data")
@@ -189,7 +190,7 @@ class Quantizer:
         total = len(data.entries) if name == "image" else len(data.captions)
         what = "images" if name == "image" else "captions"
         observers, digest, items = observe(
-            onnx.load(path),
+            load_products(path),
             folder,
             layers,
             self._feeds(name),
@@ -224,7 +225,12 @@ class Quantizer:
             grams = {
                 one: seen.gram for one, seen in found.observers.items() if seen.gram is not None
             }
-        return quantize_graph(onnx.load(path), plan, ranges, grams) if mine else onnx.load(path)
+        if not mine:
+            return onnx.load(path)
+        model = quantize_graph(load_products(path), plan, ranges, grams)
+        # Layers that stay float32 are the fastest as they were.
+        packed = self.source.manifest.attention_form == PACKED_ATTENTION
+        return fuse_linear(model)[0] if packed else model
 
     def _write_graph(self, model: onnx.ModelProto, folder: Path, name: str) -> GraphInfo:
         before = self.source.manifest.graphs[name]
@@ -330,7 +336,7 @@ def check_form(bundle: Bundle, target: Target) -> None:
     Raises:
         InputError: with the remedy.
     """
-    if target.standard and bundle.manifest.attention_form == "packed":
+    if target.standard and bundle.manifest.attention_form == PACKED_ATTENTION:
         raise InputError(
             f"{bundle.path}: written in ONNX Runtime's operators, which {target.name} doesn't "
             "know; export the checkpoint without --target onnxruntime and quantize that"

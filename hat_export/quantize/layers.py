@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from hat_export.export.linear_layers import split_linear
 
 #: How the exports name the weight of a linear layer, already transposed for ``x @ W``.
 WEIGHT_SUFFIX = ".weight^T"
@@ -56,6 +59,11 @@ class Layer:
             if key in parts:
                 return ".".join(parts[: parts.index(key) + 2])
         return self.name
+
+
+def load_products(path: Path) -> onnx.ModelProto:
+    """An encoder graph whose linear layers are products, whatever its form."""
+    return split_linear(onnx.load(path))[0]
 
 
 def find_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:

@@ -14,6 +14,7 @@ import onnx
 from hat_export.backends.onnxruntime_backend import session_options
 from hat_export.environment import cpu_features
 from hat_export.export.graph import GraphBuilder
+from hat_export.export.linear_layers import fuse_linear
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
 from hat_export.quantize.plan import Plan
 from hat_export.quantize.rewrite import quantize_graph
@@ -83,6 +84,7 @@ def measure(
     target: Target,
     schemes: Sequence[str],
     threads: int,
+    packed: bool,
     count: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Preflight:
     """Time the products of one image and one caption.
@@ -93,6 +95,7 @@ def measure(
         target: The machine prepared for; what is timed is this machine.
         schemes: Names of schemes; float32 is timed in any case.
         threads: Threads of the products.
+        packed: Whether the float32 graph has this project's operators, which are to be beaten.
         count: Called after each size.
     """
     products = {
@@ -106,7 +109,7 @@ def measure(
     distinct = sorted(set(sizes.values()))
     seconds = {}
     for number, size in enumerate(distinct, start=1):
-        seconds[size] = _time(size, target, (FP32, *schemes), threads)
+        seconds[size] = _time(size, target, (FP32, *schemes), threads, packed)
         count("sizes measured", number, len(distinct))
     encoders = {name: tuple(layer.name for layer in found) for name, found in products.items()}
     return Preflight(target.name, sizes, seconds, encoders)
@@ -124,16 +127,21 @@ def rows_of(layer: str, spec: ModelSpec) -> int:
     return min(WORDS, spec.max_words)
 
 
-def _time(size: Size, target: Target, schemes: Sequence[str], threads: int) -> dict[str, float]:
+def _time(
+    size: Size, target: Target, schemes: Sequence[str], threads: int, packed: bool
+) -> dict[str, float]:
     """Median seconds of one product by scheme, the schemes in turn."""
     import onnxruntime
 
     rows, inner, outer = size
     sessions = {}
     for scheme in schemes:
+        model = _products(rows, inner, outer, scheme, target)
+        if packed and scheme == FP32:
+            model = fuse_linear(model)[0]
         sessions[scheme] = onnxruntime.InferenceSession(
-            _products(rows, inner, outer, scheme, target).SerializeToString(),
-            session_options(threads, own_operators=False),
+            model.SerializeToString(),
+            session_options(threads, packed),
             providers=["CPUExecutionProvider"],
         )
     feed = {"x": np.random.default_rng(0).standard_normal((1, rows, inner), np.float32)}

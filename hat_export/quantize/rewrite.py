@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hat_export.export.packed import MICROSOFT
+from hat_export.export.linear_layers import MICROSOFT
 from hat_export.export.qdq import activation_pair, stored_weight
 from hat_export.quantize.layers import Layer, find_layers
 from hat_export.quantize.plan import Plan

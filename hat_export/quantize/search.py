@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
+from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION, OnnxRuntimeSession
 from hat_export.bundle import MANIFEST, Bundle
 from hat_export.dataset import CaptionDataset
 from hat_export.errors import InputError
@@ -217,9 +217,14 @@ class _Run:
         self.state = self._resume()
         self.noise: dict[str, dict[str, float]] = self.state["noise"]
         self.scratch = self.quantizer.work / "tried"
-        spec = self.quantizer.source.manifest.spec
+        manifest = self.quantizer.source.manifest
         self.preflight = measure(
-            self.quantizer.layers, spec, task.target, self.schemes, self.quantizer.threads
+            self.quantizer.layers,
+            manifest.spec,
+            task.target,
+            self.schemes,
+            self.quantizer.threads,
+            manifest.attention_form == PACKED_ATTENTION,
         )
         self.tried: dict[str, Tried] = {}
         self._scores: np.ndarray | None = None
