@@ -298,7 +298,7 @@ def feature_errors(
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     rows = {title: row for title, row in results["variants"].items() if "error" not in row}
-    points = list(next(iter(rows.values()))["ms"])
+    points = list(next(iter(rows.values())).get("ms", {}))
     recall = "rsum" in next(iter(rows.values()))
     quality = ["rsum", "lost", "95 %"] if recall else []
     head = ["", "MB", "smaller", *(f"{p} ms" for p in points), *quality]
@@ -314,7 +314,8 @@ def table(results: dict[str, Any]) -> str:
         if recall:
             low, high = row["interval"]
             cells += [f"{row['rsum']:.2f}", f"{row['lost']:+.2f}", f"{-high:+.2f} to {-low:+.2f}"]
-        cells += [f"{row['errors'][key]:.3f}" for key in ("images", "texts")]
+        errors = row.get("errors", {})
+        cells += [f"{errors[key]:.3f}" if errors else "" for key in ("images", "texts")]
         made = row.get("made", {})
         cells.append(f"{made['seconds']:.0f}" if made else "")
         cells.append(f"{made['peak_bytes'] / 1e9:.1f}" if made.get("peak_bytes") else "")
@@ -350,6 +351,8 @@ def prepare(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     """Everything that the table says."""
     folder: Path = arguments.out
+    path = folder / "quantization.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
     results: dict[str, Any] = {
         "threads": arguments.threads,
         "cpu_features": sorted(cpu_features()),
@@ -358,7 +361,8 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     sessions: dict[str, OnnxRuntimeSession] = {}
     for variant in chosen(arguments):
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = before.get(variant.title, {})
+        row.pop("error", None)
         try:
             session = open_variant(folder, variant, arguments.threads)
             row["bytes"] = size_of(session)
@@ -370,7 +374,7 @@ def measure(arguments: argparse.Namespace) -> None:
         if facts.exists():
             row["made"] = json.loads(facts.read_text())
         results["variants"][variant.title] = row
-    if arguments.timing:
+    if "timing" in arguments.parts:
         for title, times in time_in_turn(sessions, arguments.rounds).items():
             results["variants"][title]["ms"] = times
     reference = next(iter(sessions.values()))
@@ -378,6 +382,8 @@ def measure(arguments: argparse.Namespace) -> None:
     exact = None
     for title, session in sessions.items():
         row = results["variants"][title]
+        if "quality" not in arguments.parts:
+            continue
         row["errors"] = feature_errors(reference, session, sample)
         if arguments.data:
             dataset = read_karpathy(arguments.data, "test")
@@ -390,7 +396,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 "interval": [found.low, found.high],
             }
         print(title, row, flush=True)
-    (folder / "quantization.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     (folder / "quantization.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
@@ -405,8 +411,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", help="variants whose title has one of these words")
-    parser.add_argument("--only-prepare", action="store_true")
-    parser.add_argument("--no-timing", dest="timing", action="store_false")
+    parts = ("prepare", "quality", "timing")
+    parser.add_argument(
+        "--parts", nargs="+", choices=parts, default=parts, help="what to do now; results add up"
+    )
     parser.add_argument("--make", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.data is None and arguments.calibration is None:
@@ -420,8 +428,9 @@ def main() -> None:
             print(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
             sys.exit(1)
         return
-    prepare(arguments)
-    if not arguments.only_prepare:
+    if "prepare" in arguments.parts:
+        prepare(arguments)
+    if len({"quality", "timing"} & set(arguments.parts)):
         measure(arguments)
 
 

@@ -249,8 +249,8 @@ def _preflight(
     from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
     from hat_export.quantize.bundles import ENCODERS
     from hat_export.quantize.layers import find_layers, load_products
-    from hat_export.quantize.preflight import FP32, measure, runnable
-    from hat_export.quantize.schemes import find_target
+    from hat_export.quantize.preflight import measure, runnable
+    from hat_export.quantize.schemes import FP32, find_target
 
     if machine != find_target(None):
         if not quiet:

@@ -26,7 +26,7 @@ def activation_pair(
         Nodes, initializers, and the name of the rounded float32 tensor.
     """
     tensors = [
-        numpy_helper.from_array(np.float32(scale), f"{value}/scale"),
+        numpy_helper.from_array(np.array(scale, np.float32), f"{value}/scale"),
         numpy_helper.from_array(zero_point, f"{value}/zero_point"),
     ]
     parameters = [tensor.name for tensor in tensors]
@@ -63,13 +63,13 @@ def stored_weight(
         numpy_helper.from_array(np.ascontiguousarray(values), f"{weight}/values"),
         numpy_helper.from_array(np.ascontiguousarray(scale), f"{weight}/scale"),
     ]
-    options = {"axis": 0, "block_size": block} if block else {"axis": 1}
     restored = f"{weight}/restored"
     node = helper.make_node(
         "DequantizeLinear",
         [tensor.name for tensor in tensors],
         [restored],
         name=f"{weight}/DequantizeLinear",
-        **options,
+        axis=0 if block else 1,
+        block_size=block,
     )
     return node, tensors, restored

@@ -113,11 +113,11 @@ class _Rewriting:
 
     def _own(self, kind: str, node: onnx.NodeProto, inputs: Sequence[str], **options: int) -> None:
         """Put one of ONNX Runtime's operators in the place of a node."""
-        self.nodes.append(
-            helper.make_node(
-                kind, inputs, node.output, name=f"{node.name}/{kind}", domain=MICROSOFT, **options
-            )
+        made = helper.make_node(
+            kind, inputs, node.output, name=f"{node.name}/{kind}", domain=MICROSOFT
         )
+        made.attribute.extend(helper.make_attribute(key, value) for key, value in options.items())
+        self.nodes.append(made)
 
     def _dynamic(self, layer: Layer, node: onnx.NodeProto) -> None:
         values, scale = per_channel(

@@ -346,15 +346,13 @@ class _Run:
         whole = sum(cost[FP32] for cost in costs.values())
         plans: dict[tuple[str, ...], Plan] = {}
         for price in PRICES:
-            picked = {
-                block: min(
-                    cost,
-                    key=lambda scheme, block=block, cost=cost, price=price: (
-                        cost[scheme] / whole + price * self.noise_of(block, scheme)
-                    ),
-                )
-                for block, cost in costs.items()
-            }
+            picked = {}
+            for block, cost in costs.items():
+                totals = {
+                    scheme: value / whole + price * self.noise_of(block, scheme)
+                    for scheme, value in cost.items()
+                }
+                picked[block] = min(totals, key=totals.__getitem__)
             layers: dict[str, str] = {}
             for block, scheme in picked.items():
                 if scheme != FP32:
@@ -466,10 +464,8 @@ def _correlation(tried: Sequence[Tried]) -> float | None:
     """Spearman's rank correlation of predicted change and loss of rsum."""
     if len(tried) < 3:
         return None
-    ranks = [
-        np.argsort(np.argsort([key(one) for one in tried])).astype(float)
-        for key in (lambda one: one.predicted, lambda one: one.lost)
-    ]
+    values = [one.predicted for one in tried], [one.lost for one in tried]
+    ranks = [np.argsort(np.argsort(each)).astype(float) for each in values]
     if any(float(np.std(rank)) == 0 for rank in ranks):
         return None
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
