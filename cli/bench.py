@@ -8,6 +8,7 @@ from hat_export.cli import common
 from hat_export.cli.bench_compare import compare
 from hat_export.cli.bench_latency import latency
 from hat_export.cli.bench_parity import parity
+from hat_export.cli.bench_preflight import preflight
 from hat_export.cli.bench_scoring import scoring
 from hat_export.cli.bench_search import search
 
@@ -26,7 +27,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (parity, latency, scoring, search, compare)
+COMMANDS = (parity, latency, preflight, scoring, search, compare)
 
 for _command in COMMANDS:
     app.command()(_command)

@@ -7,6 +7,7 @@ import typer
 from hat_export.cli import common
 from hat_export.cli.export_inspect import inspect
 from hat_export.cli.export_onnx import onnx
+from hat_export.cli.export_quantize import quantize
 from hat_export.cli.export_trt import trt
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (onnx, trt, inspect)
+COMMANDS = (onnx, trt, quantize, inspect)
 
 for _command in COMMANDS:
     app.command()(_command)

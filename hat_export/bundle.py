@@ -70,6 +70,45 @@ class GraphInfo:
 
 
 @dataclass(frozen=True)
+class QuantizationInfo:
+    """What was quantized in a bundle, how, and what that did to its results.
+
+    Attributes:
+        target: Kind of machine that it is for (:mod:`hat_export.quantize.schemes`).
+        requires: CPU features of which a machine needs one to compute rightly; none: no need.
+        layers: Layer name to scheme.
+        kept: Layers left in float32, with the reason.
+        smoothed: Layers whose outliers were moved into the weights, with the strength.
+        calibration: Data on which ranges were found: its name, counts, SHA-256, method; empty
+            without.
+        source: The bundle that was quantized: SHA-256 of its manifest.
+        errors: Relative errors (root mean square) of features and scores against that bundle.
+        feature_tolerance: Largest difference of a feature in the self-test.
+        score_tolerance: Largest difference of a score in the self-test.
+    """
+
+    target: str
+    requires: tuple[str, ...]
+    layers: Mapping[str, str]
+    kept: Mapping[str, str]
+    smoothed: Mapping[str, float]
+    calibration: Mapping[str, Any]
+    source: Mapping[str, str]
+    errors: Mapping[str, float]
+    feature_tolerance: float
+    score_tolerance: float
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Schemes in use."""
+        return tuple(sorted(set(self.layers.values())))
+
+    def title(self) -> str:
+        """In a few words, as reports name it."""
+        return f"{' + '.join(self.schemes)} for {self.target}"
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """Size and hash of one file.
 
@@ -97,6 +136,7 @@ class Manifest:
         tools: Versions of the software that made the bundle.
         files: Every other file in the folder.
         engines: TensorRT engines by graph name; empty in a bundle without.
+        quantization: What was quantized; None if nothing was.
     """
 
     spec: ModelSpec
@@ -109,10 +149,12 @@ class Manifest:
     tools: Mapping[str, str]
     files: Mapping[str, FileInfo]
     engines: Mapping[str, EngineInfo] = field(default_factory=dict)
+    quantization: QuantizationInfo | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``; the same bundle gives the same bytes."""
         engines = {name: asdict(engine) for name, engine in self.engines.items()}
+        quantization = {"quantization": asdict(self.quantization)} if self.quantization else {}
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -124,6 +166,7 @@ class Manifest:
             "checkpoint": dict(self.checkpoint),
             "verification": dict(self.verification),
             "tools": dict(self.tools),
+            **quantization,
             "files": {name: asdict(info) for name, info in sorted(self.files.items())},
             **({"engines": engines} if engines else {}),
         }
@@ -268,6 +311,31 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         tools=dict(content["tools"]),
         files=files,
         engines=engines,
+        quantization=_parse_quantization(content.get("quantization")),
+    )
+
+
+def _parse_quantization(content: Mapping[str, Any] | None) -> QuantizationInfo | None:
+    if content is None:
+        return None
+
+    def texts(key: str) -> dict[str, str]:
+        return {str(name): str(value) for name, value in content[key].items()}
+
+    def numbers(key: str) -> dict[str, float]:
+        return {str(name): float(value) for name, value in content[key].items()}
+
+    return QuantizationInfo(
+        target=str(content["target"]),
+        requires=tuple(map(str, content["requires"])),
+        layers=texts("layers"),
+        kept=texts("kept"),
+        smoothed=numbers("smoothed"),
+        calibration=dict(content["calibration"]),
+        source=texts("source"),
+        errors=numbers("errors"),
+        feature_tolerance=float(content["feature_tolerance"]),
+        score_tolerance=float(content["score_tolerance"]),
     )
 
 

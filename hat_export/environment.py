@@ -48,6 +48,36 @@ def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return versions
 
 
+#: What matters to integer and low-precision arithmetic, as Linux spells it in /proc/cpuinfo.
+CPU_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+
+
+def cpu_features() -> frozenset[str]:
+    """Which of :data:`CPU_FEATURES` this CPU has; none where the system isn't Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split()) & set(CPU_FEATURES)
+    return frozenset()
+
+
 def machine() -> dict[str, str | int | float]:
     """What a timing needs beside it: CPU model, cores, load, system."""
     facts: dict[str, str | int | float] = {

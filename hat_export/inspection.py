@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hat_export.bundle import Bundle, TensorSpec
+from hat_export.bundle import Bundle, QuantizationInfo, TensorSpec
 from hat_export.report import Report, Table
 from hat_export.trt.engine_info import Profile, target_names
 from hat_export.trt.replay import replay_commands
@@ -19,8 +19,10 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
     spec = manifest.spec
     total = sum(info.bytes for info in manifest.files.values())
     checked = "hashes" if verified else "sizes only, hashes not checked"
+    quantized = manifest.quantization
+    precision = quantized.title() if quantized else manifest.precision
     summary = (
-        f"{spec.name}, {manifest.precision}, opset {manifest.opset}, {total / 1e6:.1f} MB; "
+        f"{spec.name}, {precision}, opset {manifest.opset}, {total / 1e6:.1f} MB; "
         f"intact ({checked}).",
     )
     graphs = tuple(
@@ -55,6 +57,7 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
     ]
     tools = [(f"made with {name}", version) for name, version in manifest.tools.items()]
     tables = (
+        *(_quantization_tables(quantized) if quantized else ()),
         Table("Model", ("field", "value"), tuple(facts)),
         *([Table("Kept in fp32", ("graph", "node", "reason"), kept)] if kept else []),
         *([engine_table(bundle), command_table(bundle)] if manifest.engines else []),
@@ -111,6 +114,28 @@ def _ranges(profile: Profile) -> str:
     return ", ".join(
         f"{name} {sizes.smallest}..{sizes.largest} (tuned for {sizes.best})"
         for name, sizes in profile.items()
+    )
+
+
+def _quantization_tables(quantized: QuantizationInfo) -> tuple[Table, ...]:
+    """How the layers are stored and computed, and why some are not quantized."""
+    facts = [
+        ("target", quantized.target),
+        ("needs one of", ", ".join(quantized.requires) or "nothing in particular"),
+        *(
+            (f"layers in {scheme}", str(list(quantized.layers.values()).count(scheme)))
+            for scheme in quantized.schemes
+        ),
+        ("layers in fp32", str(len(quantized.kept))),
+        ("layers smoothed", str(len(quantized.smoothed))),
+        *((f"calibration {key}", _text(value)) for key, value in quantized.calibration.items()),
+        *((f"quantized from: {key}", value) for key, value in quantized.source.items()),
+        *((f"relative error of {key}", f"{value:.2g}") for key, value in quantized.errors.items()),
+    ]
+    kept = tuple(quantized.kept.items())
+    return (
+        Table("Quantization", ("what", "value"), tuple(facts)),
+        Table("Layers kept in fp32", ("layer", "reason"), kept),
     )
 
 

@@ -137,6 +137,21 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One plot; shown in HTML only, where everything it holds is in the tables too.
+
+    Attributes:
+        title: Heading.
+        svg: Markup in which every text is escaped.
+        note: What the reader has to know of it; may be empty.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """A finished report.
 
@@ -149,6 +164,7 @@ class Report:
         data: Everything measured, as JSON values.
         galleries: Examples, shown where pictures can be; their facts belong into ``data`` too.
         undecided: Whether there was something to judge that could not be judged.
+        figures: Plots; shown between summary and tables.
     """
 
     kind: str
@@ -159,6 +175,7 @@ class Report:
     data: Mapping[str, Any]
     galleries: tuple[Gallery, ...] = ()
     undecided: bool = False
+    figures: tuple[Figure, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -199,6 +216,7 @@ class Report:
         body.append(f"<p><strong>{html.escape(first)}</strong></p>")
         body += [f"<p>{html.escape(line)}</p>" for line in others]
         body.append("</div>")
+        body += map(_html_figure, self.figures)
         for table in self.tables:
             body.append(f"<h2>{html.escape(table.title)}</h2>")
             body.append(_html_table(table))
@@ -246,6 +264,11 @@ def _markdown_item(item: Item) -> str:
     mark = " **(right)**" if item.right else ""
     note = f" ({_markdown_cell(item.note)})" if item.note else ""
     return f"{_markdown_cell(item.text)}{mark}{note}"
+
+
+def _html_figure(figure: Figure) -> str:
+    note = f'<p class="note">{html.escape(figure.note)}</p>' if figure.note else ""
+    return f'<h2>{html.escape(figure.title)}</h2><div class="wide">{figure.svg}</div>{note}'
 
 
 def _html_table(table: Table) -> str:

@@ -65,6 +65,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.index_calibration",
             "hat_export.latency",
             "hat_export.parity",
+            "hat_export.quantize",
             "hat_export.recall",
             "hat_export.report_comparison",
             "hat_export.scoring_benchmark",
@@ -97,6 +98,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "onnx": (
         "hat_export.backends.emulation_backend",
         "hat_export.export",
+        "hat_export.quantize",
         "hat_export.recall.graphs",
         "hat_export.recall.localize",
     ),

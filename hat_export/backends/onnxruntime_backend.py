@@ -16,6 +16,7 @@ from hat_export.bundle import (
     TOKENIZER,
     Bundle,
 )
+from hat_export.environment import cpu_features
 from hat_export.errors import BackendUnavailableError, BundleError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
@@ -26,6 +27,22 @@ from hat_export.tokenizer import CaptionTokenizer
 
 #: Attention form of bundles that need this project's own operators.
 PACKED_ATTENTION = "packed"
+
+
+def session_options(threads: int, own_operators: bool) -> onnxruntime.SessionOptions:
+    """Options of every session on a CPU.
+
+    Args:
+        threads: Intra-operator threads.
+        own_operators: Whether the graph may hold this project's operators.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if own_operators:
+        options.register_custom_ops_library(str(operators.library_path()))
+    return options
 
 
 class OnnxRuntimeSession(Session):
@@ -54,24 +71,19 @@ class OnnxRuntimeSession(Session):
                 f"{bundle.path}: ONNX Runtime's CPU provider has no {bundle.manifest.precision} "
                 "kernels; check its results with --backend emulation, and run it on a GPU"
             )
+        check_cpu(bundle, cpu_features())
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
     def _options(self) -> onnxruntime.SessionOptions:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return options
+        packed = self._bundle.manifest.attention_form == PACKED_ATTENTION
+        return session_options(self.threads, packed)
 
     def _load(self, name: str) -> onnxruntime.InferenceSession:
-        options = self._options()
-        if self._bundle.manifest.attention_form == PACKED_ATTENTION:
-            options.register_custom_ops_library(str(operators.library_path()))
         path = self._bundle.graph_path(name)
         try:
             return onnxruntime.InferenceSession(
-                self._model(path), options, providers=["CPUExecutionProvider"]
+                self._model(path), self._options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the library's exceptions share no base but Exception
             line = str(error).splitlines()[0]
@@ -132,6 +144,23 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Release the graphs."""
         self._graphs.clear()
+
+
+def check_cpu(bundle: Bundle, features: frozenset[str]) -> None:
+    """Refuse a quantized bundle whose products this CPU would get wrong.
+
+    Raises:
+        BackendUnavailableError: if the CPU has none of the features that the bundle needs.
+    """
+    quantization = bundle.manifest.quantization
+    if quantization is None or not quantization.requires:
+        return
+    if not features & set(quantization.requires):
+        raise BackendUnavailableError(
+            f"{bundle.path}: quantized for {quantization.target}, which needs one of "
+            f"{', '.join(quantization.requires)}; this CPU has none, and its 16-bit sums of "
+            "products would saturate in silence: quantize again with --target cpu-avx2"
+        )
 
 
 def open_session(bundle: Bundle, threads: int) -> OnnxRuntimeSession:

@@ -1,0 +1,438 @@
+"""Quantized encoders beside the stock tools: size, latency, recall or feature error, in one run.
+
+    python bench/quantization.py demo/hat-tiny-emojicap --data demo/emojicap --out runs/quantization
+    python bench/quantization.py runs/bench/hat-stand-in.ckpt --calibration demo/emojicap \
+        --out runs/quantization-official
+
+Peers: onnxruntime.quantization's quantize_dynamic and quantize_static on the standard graphs (with
+their preprocessing where it works), and NNCF on OpenVINO where both are installed. Everything is
+calibrated on the same images and captions (split val), and timed in turn, call by call, by the same
+threads. Recall is of the split test; without ``--data`` the relative error of features stands for
+it. Each variant is made in a process of its own, whose peak memory is a column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hat_export.backends.onnxruntime_backend import (
+    OnnxRuntimeSession,
+)
+from hat_export.bundle import TOKENIZER, Bundle, list_files, write_manifest
+from hat_export.dataset import CaptionDataset, read_karpathy
+from hat_export.environment import cpu_features, default_threads, environment, peak_memory
+from hat_export.evaluate import score_dataset
+from hat_export.export.calibration import dataset_feeds
+from hat_export.quantize.bundles import ENCODERS
+from hat_export.quantize.search import encoder_bytes
+from hat_export.recall.comparison import compare
+from hat_export.recall.statistics import deltas
+from hat_export.self_test import noise_captions, noise_pixels
+from hat_export.tokenizer import CaptionTokenizer
+
+PAUSE = 0.02
+OURS = "hat-export"
+IMAGE, TEXT = "image", "text"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        title: What it is called.
+        options: Of ``hat-export quantize``; None for a peer.
+        peer: Makes the graph of an encoder: (fp32 graph, result, feeds); None for our own.
+        packed: Whether it starts from ``--target onnxruntime``.
+    """
+
+    title: str
+    options: tuple[str, ...] | None = None
+    peer: str | None = None
+    packed: bool = True
+
+    @property
+    def folder(self) -> str:
+        """Name of its bundle."""
+        return "".join(char if char.isalnum() else "-" for char in self.title).strip("-")
+
+
+VARIANTS = (
+    Variant("float32, standard operators", None, None, False),
+    Variant("float32, --target onnxruntime"),
+    Variant("hat-export int8-dynamic", ("--mode", "int8-dynamic")),
+    Variant("hat-export int8-dynamic --smooth", ("--mode", "int8-dynamic", "--smooth")),
+    Variant("hat-export int8-static minmax", ("--mode", "int8-static")),
+    Variant(
+        "hat-export int8-static percentile",
+        ("--mode", "int8-static", "--method", "percentile"),
+    ),
+    Variant("hat-export int8-static entropy", ("--mode", "int8-static", "--method", "entropy")),
+    Variant("hat-export int8-static mse", ("--mode", "int8-static", "--method", "mse")),
+    Variant(
+        "hat-export int8-static mse --smooth",
+        ("--mode", "int8-static", "--method", "mse", "--smooth"),
+    ),
+    Variant("hat-export int8-weights", ("--mode", "int8-weights")),
+    Variant("hat-export int4-weights", ("--mode", "int4-weights")),
+    Variant(
+        "hat-export fp8 (Q/DQ, imitated on this CPU)",
+        ("--mode", "fp8", "--target", "tensorrt"),
+        None,
+        False,
+    ),
+    Variant("onnxruntime quantize_dynamic", None, "dynamic", False),
+    Variant("onnxruntime quantize_dynamic, per channel", None, "dynamic-channel", False),
+    Variant("onnxruntime quantize_static, minmax", None, "static", False),
+    Variant("onnxruntime quantize_static, per channel", None, "static-channel", False),
+    Variant("NNCF + OpenVINO int8", None, "nncf", False),
+)
+
+
+def command(*arguments: object) -> None:
+    """One of hat-export's commands, as a user would type it."""
+    shown = [str(argument) for argument in arguments]
+    print("$ hat-export", *shown, flush=True)
+    subprocess.run([sys.executable, "-m", "hat_export.cli.export", *shown], check=True)
+
+
+def make(arguments: argparse.Namespace, variant: Variant) -> None:
+    """Make one variant's bundle; runs in a process of its own."""
+    folder: Path = arguments.out
+    source = folder / ("packed" if variant.packed else "standard")
+    target = folder / variant.folder
+    data = arguments.calibration or arguments.data
+    started = time.perf_counter()
+    if variant.options is not None:
+        from hat_export.cli.export import app
+
+        line = ["quantize", source, target, *variant.options, "--overwrite", "--no-preflight"]
+        line += ["--calibration", data, "--calibration-images", arguments.images]
+        line += ["--threads", arguments.threads, "--quiet"]
+        app([str(part) for part in line], standalone_mode=False)
+    elif variant.peer is not None:
+        bundle = Bundle.read(source, verify=False)
+        dataset = read_karpathy(data, "val").limit(arguments.images)
+        tokenizer = CaptionTokenizer.from_file(
+            bundle.file(TOKENIZER), bundle.manifest.spec.max_words
+        )
+        target.mkdir(exist_ok=True)
+        feeds = dataset_feeds(dataset, bundle.manifest.spec, tokenizer)
+        for encoder in ENCODERS:
+            PEERS[variant.peer](
+                bundle.graph_path(encoder), target / f"{encoder}.onnx", iter(feeds[encoder])
+            )
+        for name in bundle.manifest.files:
+            if not (target / name).exists() and not name.startswith(ENCODERS):
+                (target / name).write_bytes((source / name).read_bytes())
+        write_manifest(target, replace(bundle.manifest, files=list_files(target)))
+    facts = {"seconds": time.perf_counter() - started, "peak_bytes": peak_memory()}
+    (folder / f"{variant.folder}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _dynamic(channel: bool) -> Callable[[Path, Path, Iterator[Any]], None]:
+    def run(source: Path, target: Path, feeds: Iterator[Any]) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(source, target, per_channel=channel, weight_type=QuantType.QInt8)
+
+    return run
+
+
+def _static(channel: bool) -> Callable[[Path, Path, Iterator[Any]], None]:
+    def run(source: Path, target: Path, feeds: Iterator[Any]) -> None:
+        from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def get_next(self) -> Any:
+                feed = next(feeds, None)
+                return dict(feed) if feed is not None else None
+
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            per_channel=channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+    return run
+
+
+def _nncf(source: Path, target: Path, feeds: Iterator[Any]) -> None:
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    items = [dict(feed) for feed in feeds]
+    made = nncf.quantize(
+        model,
+        nncf.Dataset(items),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(items),
+    )
+    openvino.save_model(made, target.with_suffix(".xml"), compress_to_fp16=False)
+
+
+PEERS: dict[str, Callable[[Path, Path, Iterator[Any]], None]] = {
+    "dynamic": _dynamic(False),
+    "dynamic-channel": _dynamic(True),
+    "static": _static(False),
+    "static-channel": _static(True),
+    "nncf": _nncf,
+}
+
+
+class OpenVinoSession(OnnxRuntimeSession):
+    """NNCF's graphs on OpenVINO, with the tokenizer and the score of a bundle."""
+
+    def _load(self, name: str) -> Any:
+        import openvino
+
+        options = {"INFERENCE_NUM_THREADS": self.threads, "INFERENCE_PRECISION_HINT": "f32"}
+        path = self._bundle.path / f"{name}.xml"
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+
+        class Graph:
+            def run(self, outputs: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+                found = compiled(feed)
+                return [np.array(found[output]) for output in outputs]
+
+        return Graph()
+
+
+def open_variant(folder: Path, variant: Variant, threads: int) -> OnnxRuntimeSession:
+    """A session on a variant's bundle."""
+    if variant.options is None and variant.peer is None:
+        path = folder / ("packed" if variant.packed else "standard")
+    else:
+        path = folder / variant.folder
+    bundle = Bundle.read(path, verify=False)
+    if variant.peer == "nncf":
+        return OpenVinoSession(bundle, threads)
+    return OnnxRuntimeSession(bundle, threads)
+
+
+def size_of(session: OnnxRuntimeSession) -> int:
+    """Bytes of both encoders."""
+    bundle = session._bundle
+    xml = [bundle.path / f"{encoder}.bin" for encoder in ENCODERS]
+    if all(path.exists() for path in xml):
+        return sum(path.stat().st_size + path.with_suffix(".xml").stat().st_size for path in xml)
+    if bundle.manifest.quantization is None and (bundle.path / "image.onnx").exists():
+        return sum((bundle.path / f"{encoder}.onnx").stat().st_size for encoder in ENCODERS)
+    return encoder_bytes(bundle)
+
+
+def time_in_turn(
+    sessions: dict[str, OnnxRuntimeSession], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Median milliseconds at each point, call by call in turn."""
+    spec = next(iter(sessions.values())).spec
+    words = min(16, spec.max_words)
+    found: dict[str, dict[str, float]] = {title: {} for title in sessions}
+    for point, batch in ((IMAGE, 1), (IMAGE, 8), (TEXT, 1), (TEXT, 32)):
+        if point == IMAGE:
+            pixels = noise_pixels(spec, batch, seed=batch)
+            calls = {t: lambda s=s, p=pixels: s._encode_images(p) for t, s in sessions.items()}
+        else:
+            ids, _ = noise_captions(spec, batch, words, seed=batch)
+            mask = np.ones_like(ids)
+            calls = {
+                t: lambda s=s, i=ids, m=mask: s._encode_texts(i, m) for t, s in sessions.items()
+            }
+        samples: dict[str, list[float]] = {title: [] for title in sessions}
+        for number in range(rounds + 1):
+            for title, call in calls.items():
+                time.sleep(PAUSE)
+                call()  # brings its weights back into the caches
+                started = time.perf_counter()
+                call()
+                if number:
+                    samples[title].append(time.perf_counter() - started)
+        for title, times in samples.items():
+            name = f"{point} {batch}" if point == IMAGE else f"{point} {batch} x {words}"
+            found[title][name] = 1e3 * statistics.median(times)
+    return found
+
+
+def feature_errors(
+    reference: OnnxRuntimeSession, session: OnnxRuntimeSession, dataset: CaptionDataset
+) -> dict[str, float]:
+    """Relative errors (root mean square) of real images' and captions' features, and scores."""
+    pixels = reference.preprocess(list(dataset.images()))
+    sides = []
+    for one in (reference, session):
+        images = one.encode_images(pixels)
+        texts = one.encode_texts(dataset.captions)
+        sides.append((images, texts, one.score(images, texts)))
+    (images, texts, scores), (images_after, texts_after, scores_after) = sides
+    real = texts.mask.astype(bool)
+
+    def worst(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        return max(float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in pairs)
+
+    return {
+        "images": worst(list(zip(images.levels, images_after.levels, strict=True))),
+        "texts": worst(
+            [(a[real], b[real]) for a, b in zip(texts.levels, texts_after.levels, strict=True)]
+        ),
+        "scores": float(np.std(scores_after - scores) / np.std(scores)),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    rows = {title: row for title, row in results["variants"].items() if "error" not in row}
+    points = list(next(iter(rows.values())).get("ms", {}))
+    recall = "rsum" in next(iter(rows.values()))
+    quality = ["rsum", "lost", "95 %"] if recall else []
+    head = ["", "MB", "smaller", *(f"{p} ms" for p in points), *quality]
+    head += ["image error", "text error", "made in s", "peak GB"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    first = next(iter(rows.values()))
+    for title, row in results["variants"].items():
+        if "error" in row:
+            lines.append(f"| {title} | not measured: {row['error']} |")
+            continue
+        cells = [title, f"{row['bytes'] / 1e6:.1f}", f"{first['bytes'] / row['bytes']:.2f}x"]
+        cells += [f"{row['ms'][point]:.2f}" for point in points]
+        if recall:
+            low, high = row["interval"]
+            cells += [f"{row['rsum']:.2f}", f"{row['lost']:+.2f}", f"{-high:+.2f} to {-low:+.2f}"]
+        errors = row.get("errors", {})
+        cells += [f"{errors[key]:.3f}" if errors else "" for key in ("images", "texts")]
+        made = row.get("made", {})
+        cells.append(f"{made['seconds']:.0f}" if made else "")
+        cells.append(f"{made['peak_bytes'] / 1e9:.1f}" if made.get("peak_bytes") else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen(arguments: argparse.Namespace) -> list[Variant]:
+    """The variants asked for, and always float32."""
+    words = arguments.only or [""]
+    return [v for v in VARIANTS if any(w in v.title for w in words) or v.title.startswith("float")]
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """The float32 bundles, and every variant in a process of its own."""
+    folder: Path = arguments.out
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, options in {"standard": (), "packed": ("--target", "onnxruntime")}.items():
+        if not (folder / name).exists():
+            command("onnx", arguments.checkpoint, folder / name, "--quiet", *options)
+    for variant in chosen(arguments):
+        made = variant.options is not None or variant.peer is not None
+        if made and not (folder / f"{variant.folder}.json").exists():
+            print(f"making {variant.title}", flush=True)
+            line = [sys.executable, __file__, *sys.argv[1:], "--make", variant.title]
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or ["no message"]
+                (folder / f"{variant.folder}.error").write_text(lines[-1], encoding="utf-8")
+                print(f"  failed: {lines[-1]}", flush=True)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Everything that the table says."""
+    folder: Path = arguments.out
+    path = folder / "quantization.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.exists() else {}
+    results: dict[str, Any] = {
+        "threads": arguments.threads,
+        "cpu_features": sorted(cpu_features()),
+        "environment": environment(),
+        "variants": {},
+    }
+    sessions: dict[str, OnnxRuntimeSession] = {}
+    for variant in chosen(arguments):
+        row: dict[str, Any] = before.get(variant.title, {})
+        row.pop("error", None)
+        try:
+            session = open_variant(folder, variant, arguments.threads)
+            row["bytes"] = size_of(session)
+            sessions[variant.title] = session
+        except Exception as error:  # a peer's failure is a line of the table
+            failure = folder / f"{variant.folder}.error"
+            row["error"] = failure.read_text() if failure.exists() else str(error).splitlines()[0]
+        facts = folder / f"{variant.folder}.json"
+        if facts.exists():
+            row["made"] = json.loads(facts.read_text())
+        results["variants"][variant.title] = row
+    if "timing" in arguments.parts:
+        for title, times in time_in_turn(sessions, arguments.rounds).items():
+            results["variants"][title]["ms"] = times
+    reference = next(iter(sessions.values()))
+    sample = read_karpathy(arguments.calibration or arguments.data, "test").limit(16).take(1)
+    exact = None
+    for title, session in sessions.items():
+        row = results["variants"][title]
+        if "quality" not in arguments.parts:
+            continue
+        row["errors"] = feature_errors(reference, session, sample)
+        if arguments.data:
+            dataset = read_karpathy(arguments.data, "test")
+            scores = score_dataset(session, dataset)
+            exact = scores if exact is None else exact
+            found = deltas(compare(exact, scores, dataset.owners))["rsum"]
+            row |= {
+                "rsum": found.candidate,
+                "lost": found.reference - found.candidate,
+                "interval": [found.low, found.high],
+            }
+        print(title, row, flush=True)
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (folder / "quantization.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of files and results")
+    parser.add_argument("--data", type=Path, help="dataset whose split test recall is measured on")
+    parser.add_argument("--calibration", type=Path, help="dataset; default: that of --data")
+    parser.add_argument("--images", type=int, default=256, help="images to calibrate on")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", help="variants whose title has one of these words")
+    parts = ("prepare", "quality", "timing")
+    parser.add_argument(
+        "--parts", nargs="+", choices=parts, default=parts, help="what to do now; results add up"
+    )
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.data is None and arguments.calibration is None:
+        parser.error("--calibration is needed where there is no --data")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if arguments.make:
+        try:
+            make(arguments, next(v for v in VARIANTS if v.title == arguments.make))
+        except Exception as error:
+            traceback.print_exc()
+            print(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            sys.exit(1)
+        return
+    if "prepare" in arguments.parts:
+        prepare(arguments)
+    if len({"quality", "timing"} & set(arguments.parts)):
+        measure(arguments)
+
+
+if __name__ == "__main__":
+    main()
