@@ -16,9 +16,11 @@ REPORT_VERSION = 1
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--line:#d5d9de;--soft:#f4f6f8;
---good:#1a7f37;--bad:#c9252d}
+--good:#1a7f37;--bad:#c9252d;--series-1:#2463c7;--series-2:#c2570c;--series-3:#187a5b;
+--series-4:#8b3fb5;--series-5:#a8790a;--series-6:#5d6673}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8ea;--paper:#16181b;--line:#363b41;
---soft:#202428;--good:#4ac26b;--bad:#ff7b72}}
+--soft:#202428;--good:#4ac26b;--bad:#ff7b72;--series-1:#79b0ff;--series-2:#ff9f5a;
+--series-3:#57cfa3;--series-4:#cf9bf0;--series-5:#e3bb4e;--series-6:#a9b2bd}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;
 max-width:70rem;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
@@ -28,6 +30,10 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .8rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
 .note{opacity:.8;font-size:.9em}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2rem}
+.figures>.full{grid-column:1/-1}.full .plot{min-width:45rem}.figures>*{min-width:0}
+.plot{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--ink)}
+.plot .grid{stroke:var(--line)}.plot .axis{font-weight:600}
 """
 
 
@@ -49,16 +55,34 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One plot; shown in HTML only, where everything it holds is in the tables too.
+
+    Attributes:
+        title: Heading.
+        svg: Markup made by :mod:`hat_export.plots`, which escapes all texts.
+        note: What the reader has to know of it; may be empty.
+        full: Whether it needs the page's whole width.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+    full: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """A finished report.
 
     Attributes:
-        kind: ``parity``, ``latency`` or ``demo``; with :data:`REPORT_VERSION` it fixes ``data``.
+        kind: Such as ``parity`` or ``latency``; with :data:`REPORT_VERSION` it fixes ``data``.
         title: Heading.
         passed: Whether what was judged passed; None where nothing was judged.
         summary: The result in a few sentences.
         tables: What to show.
         data: Everything measured, as JSON values.
+        figures: Plots; shown between summary and tables.
     """
 
     kind: str
@@ -67,6 +91,7 @@ class Report:
     summary: tuple[str, ...]
     tables: tuple[Table, ...]
     data: Mapping[str, Any]
+    figures: tuple[Figure, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -97,6 +122,8 @@ class Report:
         body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="verdict{failed}">']
         body += [f"<div>{html.escape(line)}</div>" for line in self.summary]
         body.append("</div>")
+        if self.figures:
+            body.append(f'<div class="figures">{"".join(map(_html_figure, self.figures))}</div>')
         for table in self.tables:
             body.append(f"<h2>{html.escape(table.title)}</h2>")
             body.append(_html_table(table))
@@ -137,6 +164,13 @@ _FORMATS = {".json": Report.to_json, ".md": Report.to_markdown, ".html": Report.
 
 def _markdown_cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _html_figure(figure: Figure) -> str:
+    note = f'<p class="note">{html.escape(figure.note)}</p>' if figure.note else ""
+    title = f"<h2>{html.escape(figure.title)}</h2>"
+    full = ' class="full"' if figure.full else ""
+    return f'<section{full}>{title}<div class="wide">{figure.svg}</div>{note}</section>'
 
 
 def _html_table(table: Table) -> str:

@@ -53,13 +53,17 @@ class OnnxRuntimeSession(Session):
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
-    def _load(self, name: str) -> onnxruntime.InferenceSession:
+    def _options(self) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         if self._bundle.manifest.attention_form == PACKED_ATTENTION:
             options.register_custom_ops_library(str(operators.library_path()))
+        return options
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        options = self._options()
         path = self._bundle.graph_path(name)
         try:
             return onnxruntime.InferenceSession(

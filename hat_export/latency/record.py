@@ -1,0 +1,253 @@
+"""A run as JSON, and back: the ``data`` of a latency report.
+
+Every counted call is kept, pass by pass and round by round, so that another version of the
+statistics can be applied to an old run. A file is read as what anybody may have written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hat_export.errors import InputError
+from hat_export.latency import anchor
+from hat_export.latency.cases import COMPONENTS, Case
+from hat_export.latency.measure import STABILITY, Pass, Timing
+from hat_export.latency.statistics import Rounds, median_interval, quantiles
+
+#: Of ``data``; raised when a field changes its meaning or goes away.
+SCHEMA_VERSION = 2
+KIND = "latency"
+
+#: A report of a hundred cases has some megabytes.
+MAX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A timed case without its call.
+
+    Attributes:
+        target: Name of the target.
+        component: One of :data:`~hat_export.latency.cases.COMPONENTS`.
+        size: As in :class:`~hat_export.latency.cases.Case`.
+        threads: Threads of the session.
+        items: What a call handles.
+        passes: The samples.
+        run: Name of its run, where several runs are shown together; else empty.
+    """
+
+    target: str
+    component: str
+    size: str
+    threads: int
+    items: int
+    passes: tuple[Pass, ...]
+    run: str = ""
+
+    @property
+    def label(self) -> str:
+        """What to call it: the target, and the run where there are several."""
+        return f"{self.target} [{self.run}]" if self.run else self.target
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What is comparable: component, size, threads."""
+        return self.component, self.size, self.threads
+
+    @property
+    def calls(self) -> list[float]:
+        """Seconds of every counted call."""
+        return [seconds for part in self.passes for calls in part.rounds for seconds in calls]
+
+    @property
+    def rounds(self) -> Rounds:
+        """Median seconds of every round, pass by pass."""
+        return [part.medians for part in self.passes]
+
+    @property
+    def median(self) -> float:
+        """Median of all calls, in seconds."""
+        return quantiles(self.calls)["p50_ms"] / 1e3
+
+    @property
+    def logs(self) -> tuple[float, ...]:
+        """Logarithm of the median time over the anchor's, one value a pass."""
+        return tuple(
+            math.log(statistics.median(part.medians) / statistics.median(part.anchor))
+            for part in self.passes
+        )
+
+    @property
+    def stable(self) -> bool:
+        """Whether every pass became stable before it was counted."""
+        return all(part.stable for part in self.passes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run.
+
+    Attributes:
+        timings: Every case, cases of one group together.
+        targets: Per target its name, path, backend, size, starts and memory.
+        settings: What the run was asked for.
+        environment: Machine, versions and hardware.
+        bounds: Lower bounds of some cases (:mod:`hat_export.roofline`); empty if not measured.
+    """
+
+    timings: tuple[Measured, ...]
+    targets: tuple[Mapping[str, Any], ...]
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    bounds: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``data`` of a report."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "settings": dict(self.settings),
+            "targets": [dict(target) for target in self.targets],
+            "timings": [_timing_json(timing) for timing in self.timings],
+            "bounds": dict(self.bounds),
+            "included": COMPONENTS,
+            "stability": STABILITY,
+            "anchor": anchor.DESCRIPTION,
+            "environment": dict(self.environment),
+        }
+
+
+def measured(timings: Sequence[Timing]) -> tuple[Measured, ...]:
+    """What is kept of timings."""
+    return tuple(measured_case(timing.case, timing.passes) for timing in timings)
+
+
+def measured_case(case: Case, passes: tuple[Pass, ...]) -> Measured:
+    """A case's samples without its call."""
+    return Measured(case.target, *case.key, case.items, passes)
+
+
+def _timing_json(timing: Measured) -> dict[str, Any]:
+    found = quantiles(timing.calls)
+    return {
+        "target": timing.target,
+        "component": timing.component,
+        "size": timing.size,
+        "threads": timing.threads,
+        "items": timing.items,
+        "calls": len(timing.calls),
+        **found,
+        "p50_interval_ms": median_interval(timing.rounds).scaled(1e3).to_json(),
+        "items_per_second": 1e3 * timing.items / found["p50_ms"],
+        "stable": timing.stable,
+        "run": timing.run,
+        "passes": [
+            {
+                "warm_up_turns": part.warm_up_turns,
+                "stable": part.stable,
+                "last_change": part.change,
+                "anchor_seconds": [round(value, 8) for value in part.anchor],
+                "round_seconds": [[round(v, 8) for v in calls] for calls in part.rounds],
+            }
+            for part in timing.passes
+        ],
+    }
+
+
+def read_json_report(path: Path, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON report of any kind, as the commands write it.
+
+    Args:
+        path: The file.
+        kinds: Kinds that are wanted; empty for any.
+
+    Raises:
+        InputError: if it is no such report.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than any report ({MAX_BYTES} bytes)")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON; give a report that --report wrote as .json") from None
+    if not isinstance(content, dict) or not {"kind", "data"} <= set(content):
+        raise InputError(f"{path}: not a report; give a file that --report wrote as .json")
+    if kinds and content["kind"] not in kinds:
+        raise InputError(f"{path}: a {content['kind']} report; expected {' or '.join(kinds)}")
+    return content
+
+
+def run_of(content: Mapping[str, Any], path: Path) -> Run:
+    """The run in a latency report.
+
+    Args:
+        content: From :func:`read_json_report`.
+        path: Its file, for messages.
+
+    Raises:
+        InputError: on another version or a damaged report.
+    """
+    data = content["data"]
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: a latency report of schema version {version}; this version reads "
+            f"{SCHEMA_VERSION}: measure again"
+        )
+    try:
+        timings = tuple(_read_timing(entry) for entry in data["timings"])
+        if not timings:
+            raise ValueError("no timings")
+        mappings = [dict(data[name]) for name in ("settings", "environment", "bounds")]
+        targets = tuple(dict(target) for target in data["targets"])
+        for target in targets:
+            str(target["name"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: a damaged latency report ({type(error).__name__}: {error}); measure again"
+        ) from None
+    return Run(timings, targets, *mappings)
+
+
+def read_run(path: Path) -> Run:
+    """The run in a latency report's file; InputError if there is none."""
+    return run_of(read_json_report(path, (KIND,)), path)
+
+
+def _read_timing(entry: Mapping[str, Any]) -> Measured:
+    passes = tuple(
+        Pass(
+            tuple(tuple(_seconds(value) for value in calls) for calls in part["round_seconds"]),
+            tuple(_seconds(value) for value in part["anchor_seconds"]),
+            int(part["warm_up_turns"]),
+            bool(part["stable"]),
+            float(part["last_change"]),
+        )
+        for part in entry["passes"]
+    )
+    if not passes or not all(
+        part.rounds and all(part.rounds) and len(part.rounds) == len(part.anchor) for part in passes
+    ):
+        raise ValueError("a timing without rounds")
+    component = str(entry["component"])
+    if component not in COMPONENTS:
+        raise ValueError(f"component {component}")
+    names = (str(entry["target"]), component, str(entry["size"]))
+    counts = (int(entry["threads"]), int(entry["items"]))
+    if min(counts) < 1:
+        raise ValueError(f"threads and items {counts}")
+    return Measured(*names, *counts, passes, str(entry.get("run", "")))
+
+
+def _seconds(value: Any) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"duration {value}")
+    return number
