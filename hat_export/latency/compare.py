@@ -3,8 +3,8 @@
 The machine is taken out by the anchor that was timed beside every round, the noise is taken from
 the passes of both runs (:mod:`hat_export.latency.statistics`). All cases together shall raise a
 false alarm in at most 5 % of the comparisons of equals, so each gets its share of that
-(Bonferroni). A change has to exceed the margin with its whole interval: what is smaller than the margin is of no
-interest even if it is certain.
+(Bonferroni). A change has to exceed the margin with its whole interval: what is smaller than the
+margin is of no interest even if it is certain.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ def _medians(groups: Mapping[Key, Sequence[Measured]]) -> Table:
     )
     note = (
         "Targets are called in turn within one run, each after a pause in which the threads of the "
-        "other stop spinning. Speed is against the first target of the same rows, from the same rounds; "
-        "intervals are block bootstraps over passes and rounds. Items are images, captions or "
-        f"pairs. Stable: {STABILITY}. Included in {included}"
+        "other stop spinning. Speed is against the first target of the same rows, from the same "
+        "rounds; intervals are block bootstraps over passes and rounds. Items are images, captions "
+        f"or pairs. Stable: {STABILITY}. Included in {included}"
     )
     return Table("Latency", columns, tuple(rows), note)
 
