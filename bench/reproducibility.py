@@ -76,7 +76,9 @@ def measure(bundle: Path, share: float, threads: int, seconds: float, path: Path
     write_report(latency_report(run), path)
 
 
-def repeat(bundle: Path, out: Path, repetitions: int, share: float, seconds: float) -> list[Any]:
+def repeat(
+    bundle: Path, out: Path, repetitions: int, share: float, seconds: float, threads: int
+) -> list[Any]:
     """Changes of the equal and of the slowed pair, per repetition."""
     outcomes = []
     for number in range(1, repetitions + 1):
@@ -85,6 +87,7 @@ def repeat(bundle: Path, out: Path, repetitions: int, share: float, seconds: flo
             path = out / f"{name}_{number}.json"
             command = [sys.executable, __file__, str(bundle), "--one", str(path)]
             command += ["--slowdown", str(slowed), "--seconds", str(seconds)]
+            command += ["--threads", str(threads)]
             subprocess.run(command, check=True)
             runs.append(read_run(path))
         equal, slower = compare_runs(runs[0], runs[1]), compare_runs(runs[0], runs[2])
@@ -165,6 +168,7 @@ def main() -> None:
         arguments.repetitions,
         arguments.slowdown,
         arguments.seconds,
+        arguments.threads,
     )
     found = evaluate(outcomes, arguments.slowdown) | {"threads": arguments.threads}
     found["seconds"] = round(time.perf_counter() - started, 1)

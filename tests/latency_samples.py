@@ -32,6 +32,7 @@ def made_up_case(
         made.append(
             Pass(
                 tuple(tuple(map(float, row)) for row in calls),
+                tuple((0.0,) * 3 for _ in calls),
                 tuple(map(float, anchor)),
                 6,
                 stable,

@@ -14,6 +14,7 @@ from hat_export.latency.measure import WINDOW_TURNS, measure_pass
 from hat_export.latency.merge import merged_report
 from hat_export.latency.record import SCHEMA_VERSION, read_json_report, read_run, run_of
 from hat_export.latency.report import latency_report
+from hat_export.latency.waits import Waits
 from hat_export.report import write_report
 from latency_samples import made_up_case, made_up_run
 
@@ -35,17 +36,22 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(measuring, "time", made)
+    monkeypatch.setattr(measuring, "Waits", NoWaits)
     monkeypatch.setattr(measuring, "Anchor", lambda: FixedAnchor(made))
     return made
+
+
+class NoWaits(Waits):
+    def since(self, before: list[int]) -> float:
+        return 0.0
 
 
 class FixedAnchor:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    def time(self) -> float:
+    def run(self) -> None:
         self.clock.now += 0.002
-        return 0.002
 
 
 def case(target: str, run, component: str = "images") -> Case:
@@ -67,7 +73,7 @@ def test_targets_are_called_in_turn(clock: Clock) -> None:
     found = measure_pass([group], seconds=0, rounds=4, progress=quiet)
     assert "".join(order) == "ab" + "ab" * (2 * WINDOW_TURNS) + "ab" * 4
     assert [part.medians for part in found] == [[0.5] * 4] * 2
-    assert [part.anchor for part in found] == [(0.002,) * 4] * 2
+    assert [part.anchor for part in found] == [pytest.approx((0.002,) * 4)] * 2
     assert all(part.stable and part.warm_up_turns == 2 * WINDOW_TURNS for part in found)
 
 
@@ -147,6 +153,8 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         (lambda d: d["timings"][0]["passes"][0].update(anchor_seconds=[1.0]), "damaged"),
         (lambda d: d["timings"][0]["passes"][0]["round_seconds"][0].append(-1), "duration -1"),
         (lambda d: d["timings"][0].update(component="<b>"), "component <b>"),
+        (lambda d: d["timings"][0]["passes"][0]["wait_seconds"][0].append(0), "damaged"),
+        (lambda d: d["timings"][0]["passes"][0].update(wait_seconds=[[1] * 3] * 12), "damaged"),
         (lambda d: d.update(targets=[{}]), "damaged"),
         (lambda d: d.update(environment=None), "damaged"),
     ],

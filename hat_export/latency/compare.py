@@ -1,10 +1,11 @@
 """Two runs of the same cases: slower, faster, or no difference that could be told.
 
-The machine is taken out by the anchor that was timed beside every round, the noise is taken from
-the passes of both runs (:mod:`hat_export.latency.statistics`). All cases together shall raise a
-false alarm in at most 5 % of the comparisons of equals, so each gets its share of that
-(Bonferroni). A change has to exceed the margin with its whole interval: what is smaller than the
-margin is of no interest even if it is certain.
+The machine is taken out by the anchor that was timed beside every round and by the time that
+threads waited for a core (:mod:`hat_export.latency.waits`), the noise is taken from the passes of
+both runs (:mod:`hat_export.latency.statistics`). All cases together shall raise a false alarm in at
+most 5 % of the comparisons of equals, so each gets its share of that (Bonferroni). A change has to
+exceed the margin with its whole interval: what is smaller than the margin is of no interest even if
+it is certain.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Change:
         case: The new run's.
         before: Median of the old run, in seconds.
         after: Median of the new run, in seconds.
+        waited: Share of the calls' time, old and new, in which a thread got no core.
         ratio: Time new / old, the machine's own change taken out.
         verdict: ``slower``, ``faster`` or ``no difference``.
     """
@@ -38,6 +40,7 @@ class Change:
     case: Measured
     before: float
     after: float
+    waited: tuple[float, float]
     ratio: Interval
     verdict: str
 
@@ -78,7 +81,14 @@ def compare_runs(
         )
     confidence = 1 - (1 - CONFIDENCE) / len(both)
     return [
-        Change(second, first.median, second.median, ratio, _verdict(ratio, margin))
+        Change(
+            second,
+            first.median,
+            second.median,
+            (first.waited, second.waited),
+            ratio,
+            _verdict(ratio, margin),
+        )
         for (first, second), ratio in zip(both, ratios_of_runs(sides, confidence), strict=True)
     ]
 
@@ -126,18 +136,20 @@ def comparison_report(
             f"{c.ratio.value - 1:+.1%}",
             f"{c.ratio.low - 1:+.1%} to {c.ratio.high - 1:+.1%}",
             f"{_visible(c.ratio, margin):.1%}",
+            f"{c.waited[0]:.0%} / {c.waited[1]:.0%}",
             c.verdict,
         )
         for c in changes
     )
     columns = (
         *("", "target", "threads", "old p50 ms", "new p50 ms", "change"),
-        *("interval", "would show from", "verdict"),
+        *("interval", "would show from", "waited", "verdict"),
     )
     level = 1 - (1 - CONFIDENCE) / len(changes)
     note = (
-        "Change: of the time over the anchor's, so that a machine that has become slower as a "
-        f"whole is no change. Intervals at {level:.2%} each, {CONFIDENCE:.0%} for all together, "
+        "Change: of the time over the anchor's and without waits for a core, so that a machine "
+        "that is slower as a whole, or busy, is no change; medians are as they were. Intervals "
+        f"at {level:.2%} each, {CONFIDENCE:.0%} for all together, "
         f"from the passes of both runs. Slower or faster: the whole interval lies beyond "
         f"{margin:.0%}. Would show from: a slowdown of that size would be found, half of the time."
     )
@@ -166,6 +178,7 @@ def comparison_report(
                 "threads": c.case.threads,
                 "old_ms": 1e3 * c.before,
                 "new_ms": 1e3 * c.after,
+                "waited": list(c.waited),
                 "ratio": c.ratio.to_json(),
                 "verdict": c.verdict,
             }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from hat_export.latency.anchor import Anchor
 from hat_export.latency.cases import Case
+from hat_export.latency.waits import Waits
 
 #: Pause before another's turn: thread pools go on spinning for some milliseconds after their work,
 #: and would take the cores from the next.
@@ -45,13 +46,15 @@ class Pass:
 
     Attributes:
         rounds: Per round, the seconds of each counted call.
-        anchor: Per round, the seconds of the anchor.
+        waits: Per round and call, the seconds of it in which a thread got no core.
+        anchor: Per round, the seconds of the anchor, without such waits.
         warm_up_turns: Turns before the first round.
         stable: Whether the times had become stable by then.
         change: Relative change between the last two windows of the warm-up.
     """
 
     rounds: tuple[tuple[float, ...], ...]
+    waits: tuple[tuple[float, ...], ...]
     anchor: tuple[float, ...]
     warm_up_turns: int
     stable: bool
@@ -61,6 +64,14 @@ class Pass:
     def medians(self) -> list[float]:
         """Median of each round, in seconds."""
         return [statistics.median(calls) for calls in self.rounds]
+
+    @property
+    def own_medians(self) -> list[float]:
+        """Median of each round without waits for a core, in seconds."""
+        return [
+            statistics.median(map(float.__sub__, calls, waits))
+            for calls, waits in zip(self.rounds, self.waits, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,29 +87,45 @@ class Timing:
     passes: tuple[Pass, ...]
 
 
+def _own_median(calls: Sequence[tuple[float, float]]) -> float:
+    return statistics.median(seconds - waited for seconds, waited in calls)
+
+
+def _timed(run: Callable[[], object], waits: Waits) -> tuple[float, float]:
+    """Seconds of a call, and of the waits in it, which stay below it."""
+    before = waits.read()
+    started = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - started
+    return seconds, min(waits.since(before), 0.99 * seconds)
+
+
 class _Turns:
     """One target's turns in a pass."""
 
     def __init__(self, case: Case) -> None:
         self._run = case.run
-        started = time.perf_counter()
-        self._run()  # allocates, plans, faults pages in: its time only sets the first turn's length
-        self._last = time.perf_counter() - started
+        # The first call allocates, plans, faults pages in: it only sets the first turn's length.
+        with Waits() as waits:
+            self._last, _ = _timed(self._run, waits)
         self.warm_up: list[float] = []
         self.rounds: list[tuple[float, ...]] = []
+        self.waits: list[tuple[float, ...]] = []
 
-    def turn(self) -> tuple[float, ...]:
-        """Seconds of each call of a turn."""
+    def turn(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Seconds of each call of a turn, and of the waits in it."""
         calls = min(CALLS_PER_TURN, max(1, int(TURN_SECONDS / self._last)))
         if calls > 1:
             self._run()  # wakes the thread pool and refills the caches after the other's turn
-        seconds = []
-        for _ in range(calls):
-            started = time.perf_counter()
-            self._run()
-            seconds.append(time.perf_counter() - started)
-        self._last = statistics.median(seconds)
-        return tuple(seconds)
+        with Waits() as waits:
+            found = [_timed(self._run, waits) for _ in range(calls)]
+        self._last = _own_median(found)
+        seconds, waited = zip(*found, strict=True)
+        return seconds, waited
+
+    def warm(self) -> None:
+        """A turn that only tells whether the times are stable."""
+        self.warm_up.append(_own_median(list(zip(*self.turn(), strict=True))))
 
     @property
     def change(self) -> float:
@@ -132,36 +159,38 @@ def measure_pass(
     return found
 
 
-def _measure_group(
-    group: Sequence[Case], anchor: Anchor, seconds: float, rounds: int
-) -> list[Pass]:
+def _measure_group(group: Sequence[Case], anchor: Anchor, budget: float, rounds: int) -> list[Pass]:
     turns = [_Turns(case) for case in group]
     started = time.perf_counter()
     warmed = 0
     while warmed < WARM_UP_TURNS:
         for target in turns:
             time.sleep(SETTLE_SECONDS)
-            target.warm_up.append(statistics.median(target.turn()))
+            target.warm()
         warmed += 1
         if all(target.change < STABLE_WITHIN for target in turns):
             break
-        long_enough = time.perf_counter() - started > seconds * len(group)
+        long_enough = time.perf_counter() - started > budget * len(group)
         if long_enough and warmed >= 2 * WINDOW_TURNS:
             break
     anchors: list[float] = []
     spent = 0.0
-    while spent < seconds * len(group) or len(anchors) < rounds:
+    while spent < budget * len(group) or len(anchors) < rounds:
         time.sleep(SETTLE_SECONDS)
-        anchor.time()
-        anchors.append(anchor.time())
+        anchor.run()
+        with Waits() as waits:
+            seconds, waited = _timed(anchor.run, waits)
+        anchors.append(seconds - waited)
         for target in turns:
             time.sleep(SETTLE_SECONDS)
-            calls = target.turn()
+            calls, waits_of_calls = target.turn()
             target.rounds.append(calls)
+            target.waits.append(waits_of_calls)
             spent += sum(calls)
     return [
         Pass(
             tuple(target.rounds),
+            tuple(target.waits),
             tuple(anchors),
             warmed,
             target.change < STABLE_WITHIN,

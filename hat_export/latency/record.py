@@ -71,15 +71,26 @@ class Measured:
         return [part.medians for part in self.passes]
 
     @property
+    def own_rounds(self) -> Rounds:
+        """The same without waits for a core."""
+        return [part.own_medians for part in self.passes]
+
+    @property
+    def waited(self) -> float:
+        """Share of the calls' time in which a thread got no core."""
+        waits = sum(seconds for part in self.passes for calls in part.waits for seconds in calls)
+        return waits / sum(self.calls)
+
+    @property
     def median(self) -> float:
         """Median of all calls, in seconds."""
         return quantiles(self.calls)["p50_ms"] / 1e3
 
     @property
     def logs(self) -> tuple[float, ...]:
-        """Logarithm of the median time over the anchor's, one value a pass."""
+        """Logarithm of the median time without waits over the anchor's, one value a pass."""
         return tuple(
-            math.log(statistics.median(part.medians) / statistics.median(part.anchor))
+            math.log(statistics.median(part.own_medians) / statistics.median(part.anchor))
             for part in self.passes
         )
 
@@ -145,6 +156,7 @@ def _timing_json(timing: Measured) -> dict[str, Any]:
         "p50_interval_ms": median_interval(timing.rounds).scaled(1e3).to_json(),
         "items_per_second": 1e3 * timing.items / found["p50_ms"],
         "stable": timing.stable,
+        "waited": timing.waited,
         "run": timing.run,
         "passes": [
             {
@@ -153,6 +165,7 @@ def _timing_json(timing: Measured) -> dict[str, Any]:
                 "last_change": part.change,
                 "anchor_seconds": [round(value, 8) for value in part.anchor],
                 "round_seconds": [[round(v, 8) for v in calls] for calls in part.rounds],
+                "wait_seconds": [[round(v, 8) for v in calls] for calls in part.waits],
             }
             for part in timing.passes
         ],
@@ -225,6 +238,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
     passes = tuple(
         Pass(
             tuple(tuple(_seconds(value) for value in calls) for calls in part["round_seconds"]),
+            tuple(tuple(_seconds(v, True) for v in calls) for calls in part["wait_seconds"]),
             tuple(_seconds(value) for value in part["anchor_seconds"]),
             int(part["warm_up_turns"]),
             bool(part["stable"]),
@@ -232,9 +246,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
         )
         for part in entry["passes"]
     )
-    if not passes or not all(
-        part.rounds and all(part.rounds) and len(part.rounds) == len(part.anchor) for part in passes
-    ):
+    if not passes or not all(map(_complete, passes)):
         raise ValueError("a timing without rounds")
     component = str(entry["component"])
     if component not in COMPONENTS:
@@ -246,8 +258,22 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
     return Measured(*names, *counts, passes, str(entry.get("run", "")))
 
 
-def _seconds(value: Any) -> float:
+def _complete(part: Pass) -> bool:
+    """Whether there are rounds, each with calls, waits shorter than they, and an anchor."""
+    if (
+        not part.rounds
+        or len(part.rounds) != len(part.anchor)
+        or len(part.waits) != len(part.anchor)
+    ):
+        return False
+    return all(
+        calls and len(calls) == len(waits) and all(map(float.__lt__, waits, calls))
+        for calls, waits in zip(part.rounds, part.waits, strict=True)
+    )
+
+
+def _seconds(value: Any, zero: bool = False) -> float:
     number = float(value)
-    if not (math.isfinite(number) and number > 0):
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise ValueError(f"duration {value}")
     return number

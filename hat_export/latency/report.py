@@ -70,7 +70,7 @@ def _span(interval: Interval, digits: int) -> str:
 def _speed(base: Measured, timing: Measured) -> Interval | None:
     """How many times faster than the base; None where two runs of one pass can't tell."""
     if base.run == timing.run:
-        return paired_ratio(base.rounds, timing.rounds)
+        return paired_ratio(base.own_rounds, timing.own_rounds)
     sides = Sides(timing.logs, base.logs)
     return ratios_of_runs([sides], CONFIDENCE)[0] if sides.degrees else None
 
@@ -93,12 +93,13 @@ def _medians(groups: Mapping[Key, Sequence[Measured]]) -> Table:
                     else f"{timing.items / timing.median:.2f}",
                     f"{speed.value:.2f}x" if speed else "",
                     _span(speed, 2) if speed else "",
+                    f"{timing.waited:.0%}",
                     "yes" if timing.stable else "NO",
                 )
             )
     columns = (
         *("", "target", "threads", "p50 ms", "95 % interval", "items/s"),
-        *("speed", "95 % interval ", "stable"),
+        *("speed", "95 % interval ", "waited", "stable"),
     )
     included = " ".join(
         f"{component}: {text}."
@@ -108,8 +109,9 @@ def _medians(groups: Mapping[Key, Sequence[Measured]]) -> Table:
     note = (
         "Targets are called in turn within one run, each after a pause in which the threads of the "
         "other stop spinning. Speed is against the first target of the same rows, from the same "
-        "rounds; intervals are block bootstraps over passes and rounds. Items are images, captions "
-        f"or pairs. Stable: {STABILITY}. Included in {included}"
+        "rounds, without the time that threads waited for a core that something else used; waited: "
+        "the share of that time. Intervals are block bootstraps over passes and rounds. Items are "
+        f"images, captions or pairs. Stable: {STABILITY}. Included in {included}"
     )
     return Table("Latency", columns, tuple(rows), note)
 
