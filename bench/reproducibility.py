@@ -34,8 +34,7 @@ from hat_export.latency.run import Effort, Opener, measure_targets
 from hat_export.report import write_report
 from hat_export.session import Session
 
-SIZES = Sizes(images=(1, 8), texts=(1, 32), words=16, scores=((8, 32),), galleries=(50,))
-PASSES = 3
+SIZES = Sizes(images=(1,), texts=(32,), words=16, scores=((8, 32),), galleries=())
 
 
 def slow_down(session: Session, share: float) -> Session:
@@ -57,42 +56,39 @@ def slow_down(session: Session, share: float) -> Session:
     return session
 
 
-def measure(bundle: Path, share: float, threads: int, seconds: float, path: Path) -> None:
+def measure(bundle: Path, share: float, threads: int, effort: Effort, path: Path) -> None:
     """One latency run of a bundle, slowed by a share, as a report."""
 
     def open_bundle(count: int) -> Session:
-        session = hat_export.open_bundle(bundle, threads=count)
+        session = hat_export.open_bundle(bundle, threads=count, verify=False)
         return slow_down(session, share) if share else session
-
-    openers = [Opener(bundle.name, open_bundle)]
-    effort = Effort(PASSES, seconds, 3 * PASSES)
 
     def silent(*_: Any) -> None:
         pass
 
+    openers = [Opener(bundle.name, open_bundle)]
     timings, _ = measure_targets(openers, SIZES, threads, effort, silent, silent)
     target = {"name": bundle.name}
     run = Run(measured(timings), (target,), {"slowed_by": share}, environment())
     write_report(latency_report(run), path)
 
 
-def repeat(
-    bundle: Path, out: Path, repetitions: int, share: float, seconds: float, threads: int
-) -> list[Any]:
+def repeat(arguments: argparse.Namespace) -> list[tuple[list[Change], list[Change]]]:
     """Changes of the equal and of the slowed pair, per repetition."""
     outcomes = []
-    for number in range(1, repetitions + 1):
+    for number in range(1, arguments.repetitions + 1):
         runs = []
-        for name, slowed in (("first", 0.0), ("same", 0.0), ("slowed", share)):
-            path = out / f"{name}_{number}.json"
-            command = [sys.executable, __file__, str(bundle), "--one", str(path)]
-            command += ["--slowdown", str(slowed), "--seconds", str(seconds)]
-            command += ["--threads", str(threads)]
-            subprocess.run(command, check=True)
+        for name, slowed in (("first", 0.0), ("same", 0.0), ("slowed", arguments.slowdown)):
+            path = arguments.out / f"{name}_{number}.json"
+            command = [sys.executable, __file__, str(arguments.bundle), "--one", str(path)]
+            for option in ("seconds", "threads", "passes"):
+                command += [f"--{option}", str(getattr(arguments, option))]
+            subprocess.run([*command, "--slowdown", str(slowed)], check=True)
             runs.append(read_run(path))
         equal, slower = compare_runs(runs[0], runs[1]), compare_runs(runs[0], runs[2])
         outcomes.append((equal, slower))
-        print(f"{number} of {repetitions}: {_words(equal)} | {_words(slower)}", flush=True)
+        done = f"{number} of {arguments.repetitions}"
+        print(f"{done}: same: {_words(equal)}; slowed: {_words(slower)}", flush=True)
     return outcomes
 
 
@@ -101,7 +97,7 @@ def _words(changes: list[Change]) -> str:
     return ", ".join(f"{count} {word}" for word, count in counts.items())
 
 
-def evaluate(outcomes: list[Any], share: float) -> dict[str, Any]:
+def evaluate(outcomes: list[tuple[list[Change], list[Change]]], share: float) -> dict[str, Any]:
     """Error rates and intervals, as numbers."""
     equal = [changes for changes, _ in outcomes]
     slowed = [[c for c in changes if affected(c)] for _, changes in outcomes]
@@ -129,6 +125,7 @@ def evaluate(outcomes: list[Any], share: float) -> dict[str, Any]:
             c.ratio.low <= 1 <= c.ratio.high for changes in equal for c in changes
         ),
         "median_estimate": sorted(c.ratio.value for c in cases)[len(cases) // 2],
+        "median_waited": sorted(sum(c.waited) / 2 for c in cases)[len(cases) // 2],
         "median_half_width": sorted(c.ratio.high / c.ratio.value - 1 for c in cases)[
             len(cases) // 2
         ],
@@ -146,31 +143,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reproducibility"))
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--slowdown", type=float, default=0.1)
-    parser.add_argument("--seconds", type=float, default=0.45, help="a case, over all passes")
+    parser.add_argument("--seconds", type=float, default=0.2, help="a case, over all passes")
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        measure(
-            arguments.bundle,
-            arguments.slowdown,
-            arguments.threads,
-            arguments.seconds,
-            arguments.one,
-        )
+        effort = Effort(arguments.passes, arguments.seconds, 3 * arguments.passes)
+        path, share = arguments.one, arguments.slowdown
+        measure(arguments.bundle, share, arguments.threads, effort, path)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     facts = environment() | {"hardware": hardware()}
-    outcomes = repeat(
-        arguments.bundle,
-        arguments.out,
-        arguments.repetitions,
-        arguments.slowdown,
-        arguments.seconds,
-        arguments.threads,
-    )
-    found = evaluate(outcomes, arguments.slowdown) | {"threads": arguments.threads}
+    found = evaluate(repeat(arguments), arguments.slowdown)
+    found |= {"threads": arguments.threads, "passes": arguments.passes}
     found["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(found, indent=1))
     path = arguments.out / "reproducibility.json"

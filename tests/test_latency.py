@@ -136,7 +136,8 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
     assert [t.key for t in again.timings] == [t.key for t in run.timings]
     for before, after in zip(run.timings, again.timings, strict=True):
         assert after.calls == pytest.approx(before.calls, abs=1e-8)
-        assert after.logs == pytest.approx(before.logs, abs=1e-5)
+        assert after.logs.target == pytest.approx(before.logs.target, abs=1e-5)
+        assert after.logs.anchor == pytest.approx(before.logs.anchor, abs=1e-4)
     row = read_json_report(path)["data"]["timings"][0]
     assert row["min_ms"] <= row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
     interval = row["p50_interval_ms"]
@@ -212,7 +213,7 @@ def test_reports_are_merged(tmp_path: Path) -> None:
     # The machine of the second run is half as fast, the target is the same.
     low, high = map(float, rows[1][7].split(" to "))
     assert low <= 1 <= high
-    assert high - low < 0.2
+    assert high / low < 2
     assert "Recall over latency: images" in [figure.title for figure in report.figures]
     with pytest.raises(InputError, match="none of the files is a latency report"):
         merged_report(paths[2:])

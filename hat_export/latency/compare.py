@@ -1,15 +1,17 @@
 """Two runs of the same cases: slower, faster, or no difference that could be told.
 
-The machine is taken out by the anchor that was timed beside every round and by the time that
-threads waited for a core (:mod:`hat_export.latency.waits`), the noise is taken from the passes of
-both runs (:mod:`hat_export.latency.statistics`). All cases together shall raise a false alarm in at
-most 5 % of the comparisons of equals, so each gets its share of that (Bonferroni). A change has to
-exceed the margin with its whole interval: what is smaller than the margin is of no interest even if
-it is certain.
+The machine is taken out by the time that threads waited for a core
+(:mod:`hat_export.latency.waits`) and by the anchor that was timed beside every round, the noise is
+taken from the passes of both runs (:mod:`hat_export.latency.statistics`). All cases together shall
+raise a false alarm in at most 5 % of the comparisons of equals, so each gets its share of that
+(Bonferroni). A change has to exceed the margin with its whole interval: what is smaller than the
+margin is of no interest even if it is certain.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +149,9 @@ def comparison_report(
     )
     level = 1 - (1 - CONFIDENCE) / len(changes)
     note = (
-        "Change: of the time over the anchor's and without waits for a core, so that a machine "
-        "that is slower as a whole, or busy, is no change; medians are as they were. Intervals "
+        "Change: of the time without waits for a core, corrected by the anchor as far as the "
+        "targets follow it, so that a machine that is busy or slower as a whole is no change; the "
+        "medians are as they were. Intervals "
         f"at {level:.2%} each, {CONFIDENCE:.0%} for all together, "
         f"from the passes of both runs. Slower or faster: the whole interval lies beyond "
         f"{margin:.0%}. Would show from: a slowdown of that size would be found, half of the time."
@@ -195,9 +198,23 @@ def _visible(ratio: Interval, margin: float) -> float:
     return (1 + margin) * ratio.value / ratio.low - 1
 
 
+#: Difference of the anchor's speed between two runs that the report warns of.
+MOVED = 0.15
+
+
 def _differences(old: Run, new: Run) -> list[str]:
     """What else differs between the runs and may be the cause."""
     lines = []
+    speeds = [
+        statistics.median(value for timing in run.timings for value in timing.logs.anchor)
+        for run in (old, new)
+    ]
+    moved = math.exp(speeds[1] - speeds[0]) - 1
+    if abs(moved) > MOVED:
+        lines.append(
+            f"The anchor took {moved:+.0%}: the machine's own speed differs between the runs. "
+            "Changes hold as far as targets follow the anchor; measure both in one run to be sure."
+        )
     for part in ("machine", "versions"):
         first, second = (_part(run.environment, part) for run in (old, new))
         changed = [

@@ -18,7 +18,7 @@ from hat_export.errors import InputError
 from hat_export.latency import anchor
 from hat_export.latency.cases import COMPONENTS, Case
 from hat_export.latency.measure import STABILITY, Pass, Timing
-from hat_export.latency.statistics import Rounds, median_interval, quantiles
+from hat_export.latency.statistics import Passes, Rounds, median_interval, quantiles
 
 #: Of ``data``; raised when a field changes its meaning or goes away.
 SCHEMA_VERSION = 2
@@ -87,11 +87,11 @@ class Measured:
         return quantiles(self.calls)["p50_ms"] / 1e3
 
     @property
-    def logs(self) -> tuple[float, ...]:
-        """Logarithm of the median time without waits over the anchor's, one value a pass."""
-        return tuple(
-            math.log(statistics.median(part.own_medians) / statistics.median(part.anchor))
-            for part in self.passes
+    def logs(self) -> Passes:
+        """Logarithms of the medians of target, without waits, and anchor in every pass."""
+        return Passes(
+            tuple(math.log(statistics.median(part.own_medians)) for part in self.passes),
+            tuple(math.log(statistics.median(part.anchor)) for part in self.passes),
         )
 
     @property

@@ -6,11 +6,14 @@ drawing single rounds would take them for independent and promise too much (the 
 bootstrap of Politis and Romano, 1992). Targets of one run share its rounds and are drawn together:
 what slowed a round down slowed them all.
 
-Between two runs: the logarithm of a target's time over the anchor's, one value a pass. Passes of a
-run differ by what two runs differ by as well, the layout of memory and what the machine did
-meanwhile, so that their spread gives the standard error. A run has few passes but many cases, and
-the variance of a case is moderated by that of all (Smyth, "Linear models and empirical Bayes
-methods", 2004, with a fixed weight). Student's t then gives the interval.
+Between two runs: the logarithm of a target's time, one value a pass. Passes of a run differ by what
+two runs differ by as well, the layout of memory and what the machine did meanwhile, so that their
+spread gives the standard error. The anchor that was timed beside them is a covariate: how far a
+target follows it is estimated from all passes of both runs, with one to one as the prior, so that
+it corrects where the machine changes as a whole and adds no noise where only the anchor does. A run
+has few passes but many cases, and the variance of a case is moderated by that of all (Smyth,
+"Linear models and empirical Bayes methods", 2004, with a fixed weight). Student's t gives the
+interval.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ RESAMPLES = 2000
 SEED = 2308
 
 #: Degrees of freedom that the variance of all cases counts beside a case's own ones.
-PRIOR_DEGREES = 8
+PRIOR_DEGREES = 16
+#: Sum of squares of the anchor's logarithm that "one to one" counts: eight passes that vary by 3 %.
+PRIOR_SQUARES = 8 * 0.03**2
 
 #: A value a round, pass by pass.
 Rounds = Sequence[Sequence[float]]
@@ -118,26 +123,38 @@ def _interval(value: float, samples: np.ndarray) -> Interval:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """One case in one run.
+
+    Attributes:
+        target: Logarithm of the target's time, one value a pass.
+        anchor: Logarithm of the anchor's time, one value a pass.
+    """
+
+    target: tuple[float, ...]
+    anchor: tuple[float, ...]
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """Deviations from the run's mean, of the target and of the anchor."""
+        return self.target - np.mean(self.target), self.anchor - np.mean(self.anchor)
+
+
+@dataclass(frozen=True)
 class Sides:
     """One case in two runs.
 
     Attributes:
-        old: Logarithm of time over anchor, one value a pass.
-        new: The same of the other run.
+        old: The run before.
+        new: The run after.
     """
 
-    old: tuple[float, ...]
-    new: tuple[float, ...]
+    old: Passes
+    new: Passes
 
     @property
     def degrees(self) -> int:
         """Degrees of freedom of the variance within the runs."""
-        return len(self.old) + len(self.new) - 2
-
-    @property
-    def squares(self) -> float:
-        """Sum of squared deviations from each run's mean."""
-        return sum(float(np.square(np.subtract(s, np.mean(s))).sum()) for s in (self.old, self.new))
+        return len(self.old.target) + len(self.new.target) - 2
 
 
 def ratios_of_runs(cases: Sequence[Sides], confidence: float) -> list[Interval]:
@@ -147,16 +164,23 @@ def ratios_of_runs(cases: Sequence[Sides], confidence: float) -> list[Interval]:
         cases: At least one of them with two passes in a run.
         confidence: Of each interval.
     """
+    centred = [[side.centred() for side in (case.old, case.new)] for case in cases]
+    flat = [pair for sides in centred for pair in sides]
+    squares = PRIOR_SQUARES + sum(float(x @ x) for _, x in flat)
+    products = PRIOR_SQUARES + sum(float(y @ x) for y, x in flat)
+    slope = min(1.0, max(0.0, products / squares))
+    rests = [sum(float(np.square(y - slope * x).sum()) for y, x in sides) for sides in centred]
     all_degrees = sum(case.degrees for case in cases)
-    common = sum(case.squares for case in cases) / all_degrees
+    common = sum(rests) / all_degrees
     found = []
-    for case in cases:
+    for case, rest in zip(cases, rests, strict=True):
         prior = min(PRIOR_DEGREES, all_degrees)
         degrees = prior + case.degrees
-        variance = (prior * common + case.squares) / degrees
-        error = math.sqrt(variance * (1 / len(case.old) + 1 / len(case.new)))
-        half = student_quantile(0.5 + confidence / 2, degrees) * error
-        change = float(np.mean(case.new) - np.mean(case.old))
+        variance = (prior * common + rest) / degrees
+        moved = float(np.mean(case.new.anchor) - np.mean(case.old.anchor))
+        change = float(np.mean(case.new.target) - np.mean(case.old.target)) - slope * moved
+        share = 1 / len(case.old.target) + 1 / len(case.new.target) + moved**2 / squares
+        half = student_quantile(0.5 + confidence / 2, degrees) * math.sqrt(variance * share)
         found.append(Interval(*(math.exp(change + shift) for shift in (0.0, -half, half))))
     return found
 

@@ -4,8 +4,8 @@ On a busy machine a call takes longer because others use its cores. That time is
 Beside two busy processes on two cores, medians of the demo model on one thread were up to 1.5 times
 those of the quiet machine; without waits they came within 10 % of them, and over the anchor's time
 eight runs scattered by 1.4 to 1.8 %. On two threads they still scattered by 10 %: a busy machine is
-no place to compare targets that want all of it. Of the threads of a process, the one that waited longest is
-taken: parallel work goes on when its last thread has done its part.
+no place to compare targets that want all of it. Of the threads of a process, the one that waited
+longest is taken: parallel work goes on when its last thread has done its part.
 
 What it doesn't see: waiting for memory or a shared cache, a slower clock, time that a hypervisor
 gave to another guest, and threads that a call starts itself. A target that starts more threads than
