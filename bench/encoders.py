@@ -6,7 +6,7 @@ The bound is the time of an encoder's matrix products alone, each by the fastest
 libraries at exactly that size and by its fastest call: what no implementation in float32 can leave
 out.
 
-    python bench/official_size.py --out runs/bench         # makes the checkpoint
+    python bench/official_checkpoint.py runs/bench/hat-stand-in.ckpt
     python bench/encoders.py runs/bench/hat-stand-in.ckpt --out runs/encoders
 
 OpenVINO takes part where it is installed (``pip install openvino``); a peer that can't run is a

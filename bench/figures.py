@@ -28,7 +28,6 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import readme  # noqa: E402
-
 import results  # noqa: E402
 from hat_export.latency.record import Run, read_run  # noqa: E402
 from hat_export.latency.statistics import paired_ratio  # noqa: E402
@@ -266,7 +265,8 @@ def search(bench: Bench) -> Rows:
         *("hat-bench", "search", bench.tiny(), "--data", DATA, *few),
         *("--report", path, "--quiet"),
     )
-    return [bench.written(path)["data"]]
+    data = bench.written(path)["data"]
+    return [{name: data[name] for name in data if name != "environment"}]
 
 
 def full(bench: Bench) -> Rows:
