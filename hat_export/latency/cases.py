@@ -122,11 +122,11 @@ def cases_of(name: str, session: Session, sizes: Sizes, pictures: Sequence[Path]
     for images, captions in sizes.scores:
         regions = gallery(session, images)
         texts = session.encode_texts(*whole_captions(spec, captions, sizes.words))
-        run = partial(session.score, regions, texts)
-        cases.append(case("scores", f"{images} x {captions}", images * captions, run))
+        score = partial(session.score, regions, texts)
+        cases.append(case("scores", f"{images} x {captions}", images * captions, score))
     for images in sizes.galleries:
-        run = partial(rank_images, session, gallery(session, images), CAPTION)
-        cases.append(case("end to end", f"1 caption, {images} images", 1, run))
+        ranking = partial(rank_images, session, gallery(session, images), CAPTION)
+        cases.append(case("end to end", f"1 caption, {images} images", 1, ranking))
     return cases
 
 

@@ -83,7 +83,8 @@ def _prefixed(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
-    judged = {True: "yes", False: "NO"}.get(content.get("passed"), "")
+    passed = content.get("passed")
+    judged = "" if passed is None else "yes" if passed else "NO"
     summary = content.get("summary")
     lines = [str(line) for line in summary] if isinstance(summary, list) else []
     return path.name, str(content["kind"]), judged, lines[0] if lines else ""

@@ -81,8 +81,8 @@ def start(target: Target, images: int = 1, captions: int = 1, words: int = 16) -
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise HatError(f"{target.path}: a process that opens it for a cold start failed: {last}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    moments = (found[name] - begun for name in ("python", "opened", "first_result"))
-    return Start(*moments, found["peak_bytes"])
+    python, opened, first = (found[name] - begun for name in ("python", "opened", "first_result"))
+    return Start(python, opened, first, found["peak_bytes"])
 
 
 def _main(request: dict[str, Any], python: float) -> None:

@@ -308,7 +308,7 @@ def _distributions(groups: Mapping[Key, Sequence[Measured]]) -> list[Figure]:
     chosen: dict[str, Key] = {}
     for key in groups:
         chosen.setdefault(key[0], key)
-    figures = []
+    figures: list[Figure] = []
     for component, key in chosen.items():
         series = [(t.label, [1e3 * s for s in t.calls]) for t in groups[key]]
         title = f"{component} {key[1]}, {key[2]} threads"
@@ -323,7 +323,7 @@ def _distributions(groups: Mapping[Key, Sequence[Measured]]) -> list[Figure]:
 
 def _curves(run: Run) -> list[Figure]:
     """Throughput over batch and over threads, where several were measured."""
-    figures = []
+    figures: list[Figure] = []
     for component, what in (("images", "images"), ("texts", "captions")):
         timings = [t for t in run.timings if t.component == component]
         lines = _lines(timings, lambda t: (t.label, t.threads), lambda t: t.items, "threads")

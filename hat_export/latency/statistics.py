@@ -76,7 +76,7 @@ def quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def block_length(rounds: int) -> int:
     """Rounds that are drawn together: about the square root of their number."""
-    return max(1, round(rounds**0.5))
+    return max(1, round(math.sqrt(rounds)))
 
 
 def draw(lengths: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray:
@@ -98,7 +98,8 @@ def draw(lengths: Sequence[int], resamples: int = RESAMPLES) -> np.ndarray:
     chosen = random.integers(0, len(sizes), (resamples, len(sizes), 1, 1))
     starts = random.random((resamples, len(sizes), blocks, 1)) * sizes[chosen]
     places = (starts.astype(np.int64) + np.arange(length)) % sizes[chosen]
-    return (places + offsets[chosen]).reshape(resamples, -1)
+    drawn: np.ndarray = (places + offsets[chosen]).reshape(resamples, -1)
+    return drawn
 
 
 def median_interval(rounds: Rounds) -> Interval:
@@ -136,7 +137,8 @@ class Passes:
 
     def centred(self) -> tuple[np.ndarray, np.ndarray]:
         """Deviations from the run's mean, of the target and of the anchor."""
-        return self.target - np.mean(self.target), self.anchor - np.mean(self.anchor)
+        target, anchor = np.asarray(self.target), np.asarray(self.anchor)
+        return target - target.mean(), anchor - anchor.mean()
 
 
 @dataclass(frozen=True)
@@ -199,4 +201,4 @@ def student_quantile(share: float, degrees: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / degrees ** (power + 1) for power, term in enumerate(terms))
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))

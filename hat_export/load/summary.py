@@ -69,7 +69,7 @@ def read_summary(folder: Path) -> Summary:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: LoadGen wrote no summary ({error.strerror})") from None
-    lines = {}
+    lines: dict[str, str] = {}
     for line in text.splitlines():
         name, separator, value = line.partition(":")
         if separator:
