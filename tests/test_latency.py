@@ -198,6 +198,13 @@ def test_the_report_compares_with_the_first_target() -> None:
     assert ("cpu", "x") in report.tables[-1].rows
 
 
+def test_recalls_of_other_targets_are_told() -> None:
+    run = made_up_run(made_up_case(10))
+    shown = latency_report(run, {"another": 300.0})
+    assert "parity reports are of another" in shown.summary[-1]
+    assert [f.title for f in latency_report(run, {"a": 300.0}).figures][-1].startswith("Recall")
+
+
 def test_reports_are_merged(tmp_path: Path) -> None:
     for seed, (name, machine) in enumerate((("old", 1.0), ("new", 2.0))):
         run = made_up_run(made_up_case(10, machine=machine, noise=0.01, seed=seed))

@@ -19,8 +19,9 @@ from hat_export.spec import ModelSpec
 COMPONENTS = {
     "preprocessing": "JPEG files in the page cache to pixel values: decoding, resizing, cropping, "
     "normalising",
-    "images": "pixel values in memory to region features in memory",
-    "texts": "word pieces in memory to word features in memory",
+    "images": "pixel values in memory to region features in memory, transfers to and from a device "
+    "included",
+    "texts": "word pieces in memory to word features in memory, transfers included",
     "scores": "region and word features in memory to scores in memory",
     "end to end": "a caption as text to the ranking of all images: tokenization, text encoder, "
     "scores with every image, sorting; the images were encoded before",

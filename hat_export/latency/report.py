@@ -49,7 +49,7 @@ def latency_report(run: Run, recalls: Mapping[str, float] | None = None) -> Repo
         KIND,
         f"Latency: {', '.join(names)}",
         None,
-        _summary(run, groups, names),
+        (*_summary(run, groups, names), *_unmatched(run, recalls)),
         tuple(tables),
         data,
         tuple(figures),
@@ -298,13 +298,24 @@ def _summary(
     return tuple(lines)
 
 
+def _unmatched(run: Run, recalls: Mapping[str, float] | None) -> list[str]:
+    """Recalls were given, but of other targets."""
+    targets = {timing.target for timing in run.timings}
+    if not recalls or targets & set(recalls):
+        return []
+    return [
+        f"No recall over latency: the parity reports are of {', '.join(recalls)}, none of which is "
+        "a target here."
+    ]
+
+
 def _drift(run: Run) -> float:
     medians = [quantiles(part.anchor)["p50_ms"] for timing in run.timings for part in timing.passes]
     return max(medians) / min(medians) - 1
 
 
 def _distributions(groups: Mapping[Key, Sequence[Measured]]) -> list[Figure]:
-    """One plot a component, at its largest throughput's size."""
+    """One plot a component, at its first size and number of threads."""
     chosen: dict[str, Key] = {}
     for key in groups:
         chosen.setdefault(key[0], key)
