@@ -29,12 +29,16 @@ h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .8rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
+td.long{white-space:normal;text-align:left;min-width:16rem}
 .note{opacity:.8;font-size:.9em}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2rem}
 .figures>.full{grid-column:1/-1}.full .plot{min-width:45rem}.figures>*{min-width:0}
 .plot{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--ink)}
 .plot .grid{stroke:var(--line)}.plot .axis{font-weight:600}
 """
+
+#: A table cell longer than this is wrapped, in characters.
+LONG_CELL = 60
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,11 @@ def _html_figure(figure: Figure) -> str:
 
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        parts = []
+        for cell in cells:
+            kind = ' class="long"' if tag == "td" and len(cell) > LONG_CELL else ""
+            parts.append(f"<{tag}{kind}>{html.escape(cell)}</{tag}>")
+        return f"<tr>{''.join(parts)}</tr>"
 
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     return f'<div class="wide"><table>{row(table.columns, "th")}\n{rows}</table></div>'
