@@ -5,8 +5,8 @@ bundle, the same bundle again, and the same bundle slowed by a share. The first 
 each of the others. What counts: how often equals are called different in any case, and how often
 the slowdown is found in any case and in each.
 
-A slowed target waits, in every encoder call and every score, for a share of the time that the call
-has just taken; it spins, as slower code would.
+A slowed target spins, in every encoder call and every score, for a share of the processor time that
+the call has just taken on the calling thread, as slower code would.
 
     python bench/reproducibility.py BUNDLE --out runs/reproducibility
 """
@@ -42,10 +42,10 @@ def slow_down(session: Session, share: float) -> Session:
 
     def slowed(verb: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            started = time.perf_counter()
+            started = time.thread_time()
             result = verb(*arguments)
-            until = started + (1 + share) * (time.perf_counter() - started)
-            while time.perf_counter() < until:
+            until = started + (1 + share) * (time.thread_time() - started)
+            while time.thread_time() < until:
                 pass
             return result
 
