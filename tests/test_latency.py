@@ -152,11 +152,17 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         (lambda d: d.update(timings=[]), "damaged"),
         (lambda d: d["timings"][0].pop("passes"), "damaged"),
         (lambda d: d["timings"][0]["passes"][0].update(anchor_seconds=[1.0]), "damaged"),
-        (lambda d: d["timings"][0]["passes"][0]["round_seconds"][0].append(-1), "duration -1"),
+        (
+            lambda d: d["timings"][0]["passes"][0]["round_seconds"][0].append(-1),
+            "number -1 out of range",
+        ),
         (lambda d: d["timings"][0].update(component="<b>"), "component <b>"),
         (lambda d: d["timings"][0]["passes"][0]["wait_seconds"][0].append(0), "damaged"),
         (lambda d: d["timings"][0]["passes"][0].update(wait_seconds=[[1] * 3] * 12), "damaged"),
         (lambda d: d.update(targets=[{}]), "damaged"),
+        (lambda d: d["targets"][0].update(starts=[{"python": 1}]), "damaged"),
+        (lambda d: d.update(bounds={"cases": [{"seconds": 0}]}), "number 0 out of range"),
+        (lambda d: d.update(bounds={"machines": [{"threads": 2}]}), "damaged"),
         (lambda d: d.update(environment=None), "damaged"),
     ],
 )

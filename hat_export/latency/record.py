@@ -220,8 +220,8 @@ def run_of(content: Mapping[str, Any], path: Path) -> Run:
             raise ValueError("no timings")
         mappings = [dict(data[name]) for name in ("settings", "environment", "bounds")]
         targets = tuple(dict(target) for target in data["targets"])
-        for target in targets:
-            str(target["name"])
+        _check_targets(targets)
+        _check_bounds(mappings[2])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: a damaged latency report ({type(error).__name__}: {error}); measure again"
@@ -258,6 +258,35 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
     return Measured(*names, *counts, passes, str(entry.get("run", "")))
 
 
+def _check_targets(targets: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what the report could not show."""
+    for target in targets:
+        if not isinstance(target["name"], str):
+            raise ValueError("a target without a name")
+        for start in target.get("starts") or ():
+            for name in ("python", "opened", "first_result"):
+                _seconds(start[name])
+
+
+def _check_bounds(bounds: Mapping[str, Any]) -> None:
+    """Refuse what the report could not show."""
+    cases = bounds.get("cases", [])
+    for case in cases:
+        for name in ("seconds", "flops", "bytes"):
+            _seconds(case[name])
+        if not {"target", "component", "size", "threads", "by"} <= set(case):
+            raise ValueError("a bound of nothing")
+    machines = bounds.get("machines", [])
+    for machine in machines:
+        for name in ("threads", "peak_flops", "bandwidth"):
+            _seconds(machine[name])
+        for name in ("libraries", "left_out"):
+            if not all(isinstance(text, str) for text in machine[name]):
+                raise ValueError(f"{name} of a machine")
+    if cases and not machines:
+        raise ValueError("bounds of no machine")
+
+
 def _complete(part: Pass) -> bool:
     """Whether there are rounds, each with calls, waits shorter than they, and an anchor."""
     if (
@@ -273,7 +302,8 @@ def _complete(part: Pass) -> bool:
 
 
 def _seconds(value: Any, zero: bool = False) -> float:
+    """A finite number above 0, or 0 where that is allowed."""
     number = float(value)
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        raise ValueError(f"duration {value}")
+        raise ValueError(f"number {value} out of range")
     return number
