@@ -178,7 +178,6 @@ def official(bench: Bench) -> Rows:
         "official",
         [bench.checkpoint(), bench.official(), bench.packed()],
         *("--seconds", effort[0], "--calls", 4, "--passes", effort[1], "--cold-starts", 1),
-        *("--score-size", "8x32"),
     )
 
 

@@ -114,7 +114,7 @@ def test_export_inspect_parity_latency(
     )
     assert done.returncode == 0, done.stderr
     data = json.loads((tmp_path / "latency.json").read_text())["data"]
-    assert len(data["timings"]) == 2 * 2 * 6
+    assert len(data["timings"]) == 2 * 2 * 5
     assert {row["threads"] for row in data["timings"]} == {1, 2}
     assert list(data["recalls"]) == ["tiny (torch)", "bundle (onnxruntime)"]
     page = (tmp_path / "latency.html").read_text()

@@ -59,6 +59,16 @@ class Machine:
         """Floating point operations a second in the fastest product."""
         return max(product.flops / best[0] for product, best in self.products.items())
 
+    def to_json(self) -> dict[str, Any]:
+        """What reports keep of it."""
+        return {
+            "threads": self.threads,
+            "libraries": list(self.libraries),
+            "left_out": list(self.left_out),
+            "peak_flops": self.peak,
+            "bandwidth": self.bandwidth,
+        }
+
 
 def measure_machine(
     products: Sequence[Product], threads: int, progress: Callable[[str, int, int], None]
@@ -114,7 +124,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise HatError(
             f"measuring the bound ({request['library'] or 'memory'}) failed: {last}; "
-            "leave it out with --no-bound"
+            "leave the bound out with --no-bound"
         )
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
