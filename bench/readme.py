@@ -27,7 +27,7 @@ PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", r
 Entry = dict[str, Any]
 
 COMPONENTS = {
-    "preprocessing": "preprocessing, {} images",
+    "preprocessing": "preprocessing, batch {}",
     "images": "image encoder, batch {}",
     "texts": "text encoder, {} words",
     "scores": "scores, {} images and captions",
@@ -179,7 +179,7 @@ def load(entry: Entry) -> str:
             f"{row['work']}, {row['scenario']}",
             row["statistic"],
             f"{row['result']:,.2f} {row['unit']}",
-            "valid" if row["valid"] else f"invalid: {', '.join(row['not_met'])}",
+            "valid" if row["valid"] else f"invalid, not met: {', '.join(row['not_met'])}",
         )
         for row in entry["rows"]
     ]

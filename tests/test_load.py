@@ -108,7 +108,7 @@ Additional Stats
     summary = read_summary(tmp_path)
     assert summary.result == pytest.approx(expected)
     assert not summary.valid
-    assert summary.reasons == ("Early stopping satisfied",)
+    assert summary.reasons == ("Early stopping",)
 
 
 def test_a_summary_without_a_result_is_refused(tmp_path: Path) -> None:

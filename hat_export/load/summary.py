@@ -82,7 +82,9 @@ def read_summary(folder: Path) -> Summary:
     if not values:
         raise InputError(f"{path}: the scenario's statistic is missing ({statistic.name})")
     failed = tuple(
-        name for name, value in lines.items() if name.endswith("satisfied") and value == "NO"
+        name.removesuffix(" satisfied")
+        for name, value in lines.items()
+        if name.endswith(" satisfied") and value.upper() == "NO"
     )
     return Summary(
         scenario,
