@@ -61,7 +61,7 @@ def pareto(title: str, cost_title: str, gain_title: str, points: Sequence[Point]
         stroke_dasharray="4 3",
     )
     axes = svg.axis_below(x, TOP, bottom, cost_title)
-    axes += svg.axis_left(y, LEFT, WIDTH - RIGHT, gain_title)
+    axes += svg.axis_left(y, LEFT, WIDTH - RIGHT, gain_title, "{:.1f}".format)
     marks = []
     for number, point in enumerate(points, start=1):
         shown = f"{point.name}: {svg.number(point.cost)}, {point.gain:.2f}"
