@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hat_export.latency.cases import COMPONENTS
@@ -348,13 +348,18 @@ def _curves(run: Run) -> list[Figure]:
     return figures
 
 
-def _lines(timings: Sequence[Measured], series: Any, place: Any, word: str) -> list[Line]:
+def _lines(
+    timings: Sequence[Measured],
+    series: Callable[[Measured], tuple[str, object]],
+    place: Callable[[Measured], int],
+    word: str,
+) -> list[Line]:
+    """A line for each series that was measured at more than one place."""
     found: dict[tuple[str, object], list[tuple[float, float, float, float]]] = {}
     for timing in timings:
         middle = median_interval(timing.rounds)
-        speeds = (timing.items / s for s in (middle.value, middle.high, middle.low))
-        a, low, high = speeds
-        found.setdefault(series(timing), []).append((float(place(timing)), a, low, high))
+        speed, low, high = (timing.items / s for s in (middle.value, middle.high, middle.low))
+        found.setdefault(series(timing), []).append((float(place(timing)), speed, low, high))
     return [
         Line(f"{name}, {value} {word}", tuple(sorted(points)))
         for (name, value), points in found.items()
