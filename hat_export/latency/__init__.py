@@ -7,6 +7,6 @@ times them in turn beside an :mod:`~hat_export.latency.anchor` and counts the
 :mod:`~hat_export.latency.targets` and :mod:`~hat_export.latency.process` find size, start and
 memory, :mod:`~hat_export.latency.bounds` what the machine allows. :mod:`~hat_export.latency.record`
 keeps it all as JSON, :mod:`~hat_export.latency.report` and :mod:`~hat_export.latency.figures` show
-it, :mod:`~hat_export.latency.compare` judges two runs, :mod:`~hat_export.latency.merge` puts several
-side by side.
+it, :mod:`~hat_export.latency.compare` judges two runs, :mod:`~hat_export.latency.merge` puts
+several side by side.
 """
