@@ -74,9 +74,8 @@ types: build/types/.installed
 		echo "error: mypy must check all $$expected modules of hat_export/, kernels/ and cli/;" \
 			"delete build/ and look for a module that the wheel lacks" >&2; exit 1; }
 
-bench: $(VENV)/.installed  ## Measure the small and the official-size model on this machine
-	$(BIN)/python bench/official_size.py --out runs/bench $(BENCH_ARGS)
-	$(BIN)/python bench/encoders.py runs/bench/hat-stand-in.ckpt --out runs/encoders
+bench: $(VENV)/.installed  ## Measure the published figures on this machine and write them into README
+	$(BIN)/python bench/figures.py --out runs/bench $(BENCH_ARGS)
 
 docs: $(VENV)/.installed  ## Write docs/cli/ from the commands themselves
 	mkdir -p docs/cli

@@ -6,7 +6,7 @@ The bound is the time of an encoder's matrix products alone, each by the fastest
 libraries at exactly that size and by its fastest call: what no implementation in float32 can leave
 out.
 
-    python bench/official_size.py --out runs/bench         # makes the checkpoint
+    python bench/official_checkpoint.py runs/bench/hat-stand-in.ckpt
     python bench/encoders.py runs/bench/hat-stand-in.ckpt --out runs/encoders
 
 OpenVINO takes part where it is installed (``pip install openvino``); a peer that can't run is a
@@ -30,9 +30,9 @@ sys.path.insert(0, str(HERE))
 
 from hat_export.bundle import Bundle  # noqa: E402
 from hat_export.environment import default_threads, environment  # noqa: E402
+from hat_export.roofline.products import image_products, text_products  # noqa: E402
 from hat_export.spec import ModelSpec  # noqa: E402
 from peers.points import Point  # noqa: E402
-from peers.products import products  # noqa: E402
 
 #: Title, worker, folder of its file, ending; fastest to start with last.
 PEERS = {
@@ -175,7 +175,10 @@ def measure(folder: Path, point: Point, threads: int, rounds: int) -> dict[str, 
 
 def bound(spec: ModelSpec, point: Point, threads: int, folder: Path) -> dict[str, Any]:
     """Seconds of the point's products, each by the library that is fastest at it."""
-    wanted = products(spec, point)
+    if point.encoder == "image":
+        wanted = image_products(spec, point.batch)
+    else:
+        wanted = text_products(spec, point.batch, point.words)
     best: dict[Any, tuple[float, str]] = {}
     for library in LIBRARIES:
         process = Process(library, None, threads, folder / "workers.log")

@@ -7,8 +7,11 @@ import typer
 from hat_export.cli import common
 from hat_export.cli.bench_compare import compare
 from hat_export.cli.bench_latency import latency
+from hat_export.cli.bench_load import load
 from hat_export.cli.bench_parity import parity
 from hat_export.cli.bench_preflight import preflight
+from hat_export.cli.bench_profile import profile
+from hat_export.cli.bench_report import report
 from hat_export.cli.bench_scoring import scoring
 from hat_export.cli.bench_search import search
 
@@ -27,7 +30,17 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (parity, latency, preflight, scoring, search, compare)
+COMMANDS = (
+    parity,
+    latency,
+    load,
+    profile,
+    compare,
+    report,
+    preflight,
+    scoring,
+    search,
+)
 
 for _command in COMMANDS:
     app.command()(_command)

@@ -1,4 +1,4 @@
-"""``hat-bench compare``: two reports of a kind."""
+"""``hat-bench compare``: did a new version become worse than an old one?"""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from hat_export.cli.options import ReportOption
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A.json", help="The earlier report.")],
-    second: Annotated[Path, typer.Argument(metavar="B.json", help="The later report.")],
+    old: Annotated[Path, typer.Argument(help="JSON report of the version before.")],
+    new: Annotated[Path, typer.Argument(help="JSON report of the version after.")],
+    margin: Annotated[
+        float,
+        typer.Option(min=0, max=100, help="Latency: change in percent that is of no interest."),
+    ] = 2.0,
     report: ReportOption = None,
 ) -> None:
-    """Compare two reports of the same kind; exit status 1 if the second is worse."""
+    """Compare two reports of one kind; exit status 1 if the new one is worse beyond the noise."""
     from hat_export.report_comparison import compare_reports
 
     common.check_report_paths(report)
-    result = compare_reports(first, second)
+    result = compare_reports(old, new, margin / 100)
     common.deliver(result, report)
     if result.passed is False:
         raise typer.Exit(1)

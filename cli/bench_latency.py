@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import (
-    BackendOption,
-    QuietOption,
-    ReportOption,
-    SpecOption,
-    VocabularyOption,
-)
+from hat_export.cli.options import QuietOption, ReportOption, SpecOption, VocabularyOption
+
+if TYPE_CHECKING:
+    from hat_export.latency.record import Measured
+    from hat_export.latency.run import Opened
+    from hat_export.latency.targets import Target
+    from hat_export.session import Session
+    from hat_export.spec import ModelSpec
 
 
 def latency(
     targets: Annotated[
         list[Path], typer.Argument(help="Checkpoints (PyTorch) and bundles, the baseline first.")
     ],
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="What runs bundles; may be repeated [onnxruntime].", show_default=False),
+    ] = None,
     image_batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Images per call; may be repeated [1, 8].")
     ] = None,
@@ -30,46 +35,98 @@ def latency(
     words: Annotated[int, typer.Option(min=2, help="Word pieces per caption.")] = 16,
     score_size: Annotated[
         list[str] | None,
-        typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32, 50x200]."),
+        typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32]."),
+    ] = None,
+    gallery: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images that a caption is ranked against; may be repeated [50]."),
     ] = None,
     threads: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Threads; may be repeated; default: one per core."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time per case.")] = 2.0,
-    calls: Annotated[int, typer.Option(min=1, help="Fewest counted calls per case.")] = 10,
-    backend: BackendOption = "onnxruntime",
+    seconds: Annotated[float, typer.Option(min=0, help="Time per case, after warm-up.")] = 2.0,
+    calls: Annotated[int, typer.Option(min=1, help="Fewest turns per case.")] = 10,
+    passes: Annotated[
+        int, typer.Option(min=1, help="How often every target is opened and timed anew.")
+    ] = 3,
+    cold_starts: Annotated[
+        int, typer.Option(min=0, help="Processes started per target for the cold start.")
+    ] = 2,
+    bound: Annotated[bool, typer.Option(help="Measure what the machine can reach at best.")] = True,
+    parity: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON parity report, for recall over latency; may be repeated."),
+    ] = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Time image encoder, text encoder and scoring of several targets in turn, in one run."""
-    from contextlib import ExitStack
-    from itertools import zip_longest
+    """Time preprocessing, encoders, scoring and search of several targets in turn, in one run."""
+    from functools import partial
 
     from hat_export.environment import default_threads, environment
-    from hat_export.latency import cases_of, latency_report, measure
+    from hat_export.hardware import hardware
+    from hat_export.latency.bounds import bounds_of
+    from hat_export.latency.cases import Sizes
+    from hat_export.latency.process import INCLUDED
+    from hat_export.latency.recalls import recalls_of
+    from hat_export.latency.record import Run, measured
+    from hat_export.latency.report import latency_report
+    from hat_export.latency.run import Effort, Opener, measure_targets
+    from hat_export.latency.targets import describe, name_targets
 
-    sizes = [parse_score_size(text) for text in score_size or ["8x32", "50x200"]]
+    sizes = Sizes(
+        tuple(image_batch or (1, 8)),
+        tuple(text_batch or (1, 32)),
+        words,
+        tuple(parse_score_size(text) for text in score_size or ("8x32",)),
+        tuple(gallery or (50,)),
+    )
     common.check_report_paths(report)
     architecture = common.read_spec(spec)
+    recalls = recalls_of(parity or [])
+    chosen = name_targets(targets, backend or ["onnxruntime"])
+    counts = list(dict.fromkeys(threads or [default_threads()]))
     progress = common.Progress(quiet)
-    timings = []
-    for count in threads or [default_threads()]:
-        with ExitStack() as stack:
-            cases = []
-            for target in targets:
-                progress.step(f"opening {target} with {count} threads")
-                opened = common.open_target(target, backend, count, architecture, vocabulary)
-                session = stack.enter_context(opened)
-                name = f"{target.name} ({session.backend})"
-                batches = (image_batch or [1, 8], text_batch or [1, 32])
-                cases.append(cases_of(name, session, *batches, words, sizes))
-            groups = [[case for case in group if case is not None] for group in zip_longest(*cases)]
-            timings += measure(groups, seconds, calls, progress.count)
-    result = latency_report(timings, words, environment())
-    common.deliver(result, report)
+    # Before the run: its own load is not the machine's.
+    facts = environment() | {"hardware": hardware()}
+    openers = [
+        Opener(
+            target.name,
+            partial(_open, target, spec=architecture, vocabulary=vocabulary),
+        )
+        for target in chosen
+    ]
+    work = (max(sizes.images), max(sizes.texts), words)
+    # Before the timing: what can't be opened is told at once.
+    described = [
+        describe(target, counts[0], cold_starts, work, architecture, vocabulary, progress.step)
+        for target in chosen
+    ]
+    timings: list[Measured] = []
+    told: dict[str, Opened] = {}
+    effort = Effort(passes, seconds, calls)
+    for count in counts:
+        found, opened = measure_targets(
+            openers, sizes, count, effort, progress.count, progress.step
+        )
+        timings += measured(found)
+        told |= opened
+    bounds = bounds_of(timings, told, described, words, progress.count) if bound else {}
+    settings = {
+        "words": words,
+        "threads": counts,
+        "passes": passes,
+        "seconds": seconds,
+        "calls": calls,
+        "cold_start_included": INCLUDED,
+        "memory_work": f"{work[0]} images and {work[1]} captions of {words} word pieces, and "
+        "their scores",
+    }
+    run = Run(tuple(timings), tuple(described), settings, facts, bounds)
+    common.deliver(latency_report(run, recalls), report)
 
 
 def parse_score_size(text: str) -> tuple[int, int]:
@@ -84,3 +141,7 @@ def parse_score_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--score-size {text}: expected IMAGESxCAPTIONS, for example 8x32")
     return int(parts[0]), int(parts[1])
+
+
+def _open(target: Target, threads: int, spec: ModelSpec | None, vocabulary: Path | None) -> Session:
+    return common.open_target(target.path, target.backend, threads, spec, vocabulary)

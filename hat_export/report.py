@@ -17,9 +17,13 @@ REPORT_VERSION = 1
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--line:#d5d9de;--soft:#f4f6f8;
---faint:#5b6570;--good:#1a7f37;--bad:#c9252d;--doubt:#9a6700;--plain:#5b6570}
+--faint:#5b6570;--good:#1a7f37;--bad:#c9252d;--doubt:#9a6700;--plain:#5b6570;
+--series-1:#2463c7;--series-2:#c2570c;--series-3:#187a5b;
+--series-4:#8b3fb5;--series-5:#a8790a;--series-6:#5d6673}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8ea;--paper:#16181b;--line:#363b41;
---soft:#202428;--faint:#9aa4ae;--good:#4ac26b;--bad:#ff7b72;--doubt:#d4a72c;--plain:#9aa4ae}}
+--soft:#202428;--faint:#9aa4ae;--good:#4ac26b;--bad:#ff7b72;--doubt:#d4a72c;--plain:#9aa4ae;
+--series-1:#79b0ff;--series-2:#ff9f5a;
+--series-3:#57cfa3;--series-4:#cf9bf0;--series-5:#e3bb4e;--series-6:#a9b2bd}}
 *{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:2rem auto;
 max-width:84rem;padding:0 1rem;overflow-wrap:anywhere}
@@ -49,6 +53,10 @@ figcaption{font-size:.85rem;line-height:1.35}figcaption small{color:var(--faint)
 .right figcaption b{color:var(--good)}
 @media (max-width:45rem){body{margin:1rem auto}.card{grid-template-columns:1fr}
 figure{width:6rem}figure img{width:5.4rem;height:5.4rem}}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:0 2rem}
+.figures>.full{grid-column:1/-1}.full .plot{min-width:45rem}.figures>*{min-width:0}
+.plot{max-width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--ink)}
+.plot .grid{stroke:var(--line)}.plot .axis{font-weight:600}
 """
 
 #: A column with a longer cell than this holds text, aligned to the left, in characters.
@@ -142,13 +150,15 @@ class Figure:
 
     Attributes:
         title: Heading.
-        svg: Markup in which every text is escaped.
+        svg: Markup made by :mod:`hat_export.plots`, which escapes all texts.
         note: What the reader has to know of it; may be empty.
+        full: Whether it needs the page's whole width.
     """
 
     title: str
     svg: str
     note: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ class Report:
     """A finished report.
 
     Attributes:
-        kind: ``parity``, ``latency`` or ``demo``; with :data:`REPORT_VERSION` it fixes ``data``.
+        kind: Such as ``parity`` or ``latency``; with :data:`REPORT_VERSION` it fixes ``data``.
         title: Heading.
         passed: Whether what was judged passed; None where nothing was judged.
         summary: The result in a few sentences.
@@ -216,7 +226,8 @@ class Report:
         body.append(f"<p><strong>{html.escape(first)}</strong></p>")
         body += [f"<p>{html.escape(line)}</p>" for line in others]
         body.append("</div>")
-        body += map(_html_figure, self.figures)
+        if self.figures:
+            body.append(f'<div class="figures">{"".join(map(_html_figure, self.figures))}</div>')
         for table in self.tables:
             body.append(f"<h2>{html.escape(table.title)}</h2>")
             body.append(_html_table(table))
@@ -268,7 +279,9 @@ def _markdown_item(item: Item) -> str:
 
 def _html_figure(figure: Figure) -> str:
     note = f'<p class="note">{html.escape(figure.note)}</p>' if figure.note else ""
-    return f'<h2>{html.escape(figure.title)}</h2><div class="wide">{figure.svg}</div>{note}'
+    title = f"<h2>{html.escape(figure.title)}</h2>"
+    full = ' class="full"' if figure.full else ""
+    return f'<section{full}>{title}<div class="wide">{figure.svg}</div>{note}</section>'
 
 
 def _html_table(table: Table) -> str:

@@ -75,7 +75,7 @@ def test_help(program: str) -> None:
 def test_help_of_every_command() -> None:
     for program, names in (
         ("hat-export", ["onnx", "inspect"]),
-        ("hat-bench", ["parity", "latency"]),
+        ("hat-bench", ["parity", "latency", "compare", "report", "load", "profile"]),
     ):
         for name in names:
             done = run(program, name, "--help")
@@ -111,13 +111,78 @@ def test_export_inspect_parity_latency(
     assert all(path.stat().st_size > 500 for path in reports)
     done = run(
         *("hat-bench", "latency", tiny_checkpoint, bundle, "--seconds", 0, "--calls", 2),
-        *("--image-batch", 1, "--text-batch", 2, "--threads", 1, "--threads", 2),
-        *("--report", tmp_path / "latency.json"),
+        *("--image-batch", 1, "--text-batch", 2, "--threads", 1, "--threads", 2, "--passes", 1),
+        *("--cold-starts", 0, "--no-bound", "--parity", reports[0]),
+        *("--report", tmp_path / "latency.json", "--report", tmp_path / "latency.html"),
     )
     assert done.returncode == 0, done.stderr
-    timings = json.loads((tmp_path / "latency.json").read_text())["data"]["timings"]
-    assert len(timings) == 2 * 2 * 4
-    assert {row["threads"] for row in timings} == {1, 2}
+    data = json.loads((tmp_path / "latency.json").read_text())["data"]
+    assert len(data["timings"]) == 2 * 2 * 5
+    assert {row["threads"] for row in data["timings"]} == {1, 2}
+    assert list(data["recalls"]) == ["tiny (torch)", "bundle (onnxruntime)"]
+    page = (tmp_path / "latency.html").read_text()
+    assert page.count("<svg") >= 7
+    assert "Recall over latency: end to end" in page
+    assert "http" not in page.replace("&#x27;", "")
+
+
+def test_latency_of_one_bundle_compared_and_merged(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    few = ("--image-batch", 1, "--text-batch", 2, "--score-size", "2x3", "--gallery", 2)
+    options = (("--cold-starts", 1), ("--cold-starts", 0, "--no-bound"))
+    for path, more in zip(paths, options, strict=True):
+        done = run(
+            *("hat-bench", "latency", tiny_bundle, "--seconds", 0, "--calls", 4, "--passes", 2),
+            *(*few, "--threads", 1, *more, "--report", path),
+        )
+        assert done.returncode == 0, done.stderr
+    data = json.loads(paths[0].read_text())["data"]
+    (target,) = data["targets"]
+    (start,) = target["starts"]
+    assert 0 < start["python"] < start["opened"] < start["first_result"]
+    assert target["bytes"] == sum(file.stat().st_size for file in tiny_bundle.iterdir())
+    assert start["peak_bytes"] <= 1.2 * target["peak_bytes"]
+    cases = {case["component"]: case for case in data["bounds"]["cases"]}
+    assert set(cases) == {"images", "texts", "scores", "end to end"}
+    assert all(0 < case["seconds"] < 1 for case in cases.values())
+    assert data["environment"]["hardware"]["affinity"]
+    done = run("hat-bench", "compare", *paths, "--margin", 100)
+    assert done.returncode == 0, done.stderr
+    assert "5 without a difference" in done.stdout
+    content = json.loads(paths[1].read_text())
+    for timing in content["data"]["timings"]:
+        for part in timing["passes"]:
+            for name in ("round_seconds", "wait_seconds"):
+                part[name] = [[100 * value for value in calls] for calls in part[name]]
+    paths[1].write_text(json.dumps(content))
+    done = run("hat-bench", "compare", *paths)
+    assert done.returncode == 1
+    assert "5 of 5 cases slower" in done.stdout
+    assert not done.stderr
+    merged = tmp_path / "merged.html"
+    done = run("hat-bench", "report", *paths, "--report", merged)
+    assert done.returncode == 0, done.stderr
+    assert "[old]" in merged.read_text()
+
+
+def test_load_and_profile(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="LoadGen isn't installed")
+    logs, report = tmp_path / "logs", tmp_path / "report.json"
+    done = run(
+        *("hat-bench", "load", tiny_bundle, "--work", "texts", "--scenario", "SingleStream"),
+        *("--seconds", 0.2, "--threads", 1, "--logs", logs, "--report", report),
+    )
+    assert done.returncode == 0, done.stderr
+    (outcome,) = json.loads(report.read_text())["data"]["outcomes"]
+    assert outcome["statistic"] == "p90 latency"
+    assert (logs / "texts-SingleStream" / "mlperf_log_summary.txt").is_file()
+    done = run("hat-bench", "profile", tiny_bundle, "--runs", 2, "--threads", 1, "--report", report)
+    assert done.returncode == 0, done.stderr
+    image, text = json.loads(report.read_text())["data"]["profiles"]
+    layers = {row["name"] for row in image["layers"] + text["layers"]}
+    assert "vit_model.layers.2.blocks.3" in layers
+    assert "text_transformer.encoder.layer.3" in layers
+    assert next(row for row in image["operators"] if row["name"] == "Attention")["calls"] > 0
 
 
 def test_scoring_and_search(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
@@ -182,7 +247,7 @@ def test_the_exit_status_of_parity_and_compare(
     assert "B is no worse than A by its verdict: failed, then could not judge." in done.stdout
     assert run("hat-bench", "compare", undecided[0], failed[0]).returncode == 1
     for content, message in (
-        ('{"kind": "latency", "version": 1, "data": {}}', "is a report of parity"),
+        ('{"kind": "latency", "version": 1, "data": {}}', "compare two of one kind"),
         ('{"kind": "parity", "version": 1, "data": {"dataset": "x"}}', "only reports on the same"),
         ('{"kind": "parity", "version": 1, "data": {}}', "not parity reports of this version"),
         ('{"kind": "parity", "version": 0, "data": {}}', "report version 0"),

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from hat_export.environment import peak_memory
+from hat_export.roofline.libraries import LIBRARIES, exact_product
+from hat_export.roofline.products import Product
 from peers.points import INPUTS
-from peers.products import Product
 
 Call = Callable[[], Any]
 
@@ -190,104 +192,6 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 
-def numpy_product(left: np.ndarray, right: np.ndarray, threads: int) -> Call:
-    """OpenBLAS (or whatever numpy was built with)."""
-    out = np.matmul(left, right)
-    return lambda: np.matmul(left, right, out=out)
-
-
-def mkl_product(left: np.ndarray, right: np.ndarray, threads: int) -> Call:
-    """MKL, by PyTorch."""
-    import torch
-
-    torch.set_num_threads(threads)
-    a, b = torch.from_numpy(left), torch.from_numpy(right)
-    out = torch.matmul(a, b)
-    return lambda: torch.matmul(a, b, out=out)
-
-
-def mlas_product(left: np.ndarray, right: np.ndarray, threads: int) -> Call:
-    """MLAS, by an ONNX Runtime MatMul whose weight is a constant that it packs beforehand."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    def tensor(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(array.shape))
-
-    weight = left.ndim == 2
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["left", "right"], ["out"])],
-        "product",
-        [tensor("left", left)] if weight else [tensor("left", left), tensor("right", right)],
-        [tensor("out", np.matmul(left[..., :1, :], right))],
-        [numpy_helper.from_array(right, "right")] if weight else [],
-    )
-    graph.output[0].CopyFrom(
-        helper.make_tensor_value_info("out", TensorProto.FLOAT, [*left.shape[:-1], right.shape[-1]])
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding = session.io_binding()
-    binding.bind_cpu_input("left", left)
-    if not weight:
-        binding.bind_cpu_input("right", right)
-    out = np.empty((*left.shape[:-1], right.shape[-1]), np.float32)
-    binding.bind_output("out", "cpu", 0, np.float32, out.shape, out.ctypes.data)
-    return lambda: (session.run_with_iobinding(binding), out)
-
-
-def openvino_product(left: np.ndarray, right: np.ndarray, threads: int) -> Call:
-    """oneDNN by OpenVINO, sizes and weight constant."""
-    import openvino
-    from openvino import opset13 as ops
-
-    a = ops.parameter(left.shape, np.float32)
-    parameters = [a]
-    if left.ndim == 2:
-        b = ops.constant(right)
-    else:
-        b = ops.parameter(right.shape, np.float32)
-        parameters.append(b)
-    model = openvino.Model([ops.matmul(a, b, False, False)], parameters, "product")
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    inputs = [left] if left.ndim == 2 else [left, right]
-    for place, value in enumerate(inputs):
-        request.set_input_tensor(place, openvino.Tensor(value, shared_memory=True))
-    return request.infer
-
-
-#: The libraries of the bound.
-LIBRARIES: dict[str, Callable[[np.ndarray, np.ndarray, int], Call]] = {
-    "OpenBLAS": numpy_product,
-    "MKL": mkl_product,
-    "MLAS": mlas_product,
-    "oneDNN (OpenVINO)": openvino_product,
-}
-
-
-def peak_memory() -> int:
-    """High-water mark of this process's resident memory, in bytes.
-
-    Linux counts ``ru_maxrss`` over the process that forked this one, too; this number begins anew
-    at ``exec``.
-    """
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
-
-
 class Worker:
     """Answers requests; the last point or product that was prepared is the one that runs.
 
@@ -340,14 +244,10 @@ class Worker:
         return found
 
     def product(self, batch: int, rows: int, inner: int, columns: int) -> dict[str, Any]:
-        """Make a product ready with small integers, for which every order of sums is exact."""
-        random = np.random.default_rng(0)
-        lead = (batch,) if batch > 1 else ()
-        left = random.integers(-4, 5, (*lead, rows, inner)).astype(np.float32)
-        right = random.integers(-4, 5, (*lead, inner, columns)).astype(np.float32)
-        self.call = LIBRARIES[self.name](left, right, self.threads)
-        self.call()
-        return {"flops": Product(batch, rows, inner, columns).flops}
+        """Make a product ready."""
+        product = Product(batch, rows, inner, columns)
+        self.call = exact_product(self.name, product, self.threads)
+        return {"flops": product.flops}
 
     def time(self, calls: int, warm_up: int) -> dict[str, Any]:
         """Seconds of each of some calls."""

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hat_export.spec import LEVEL_STAGES, ModelSpec
-from peers.points import Point
 
 
 @dataclass(frozen=True, order=True)
@@ -35,12 +34,8 @@ class Product:
         return f"{times}{self.rows} x {self.inner} x {self.columns}"
 
 
-def products(spec: ModelSpec, point: Point) -> Counter[Product]:
-    """How often each product occurs in one call of the encoder."""
-    return _image(spec, point.batch) if point.encoder == "image" else _text(spec, point)
-
-
-def _image(spec: ModelSpec, images: int) -> Counter[Product]:
+def image_products(spec: ModelSpec, images: int) -> Counter[Product]:
+    """How often each product occurs in one call of the image encoder."""
     found: Counter[Product] = Counter()
     tokens = images * spec.stage_sides[0] ** 2
     found[Product(1, tokens, 3 * spec.patch_size**2, spec.embed_dim)] += 1
@@ -55,10 +50,11 @@ def _image(spec: ModelSpec, images: int) -> Counter[Product]:
     return found
 
 
-def _text(spec: ModelSpec, point: Point) -> Counter[Product]:
+def text_products(spec: ModelSpec, captions: int, words: int) -> Counter[Product]:
+    """How often each product occurs in one call of the text encoder, all captions of one length."""
     heads, layers = spec.text_heads, max(spec.text_level_layers) + 1
-    tokens, width, hidden = point.batch * point.words, spec.text_dim, spec.text_hidden
-    found = _layers(layers, tokens, width, hidden, point.batch * heads, point.words, heads)
+    tokens, width, hidden = captions * words, spec.text_dim, spec.text_hidden
+    found = _layers(layers, tokens, width, hidden, captions * heads, words, heads)
     found[Product(1, tokens, width, spec.dim)] += len(spec.text_level_layers)
     return found
 

@@ -1,0 +1,12 @@
+"""Latency of sessions, measured so that an engineer would sign the figures.
+
+:mod:`~hat_export.latency.cases` makes calls out of sessions, :mod:`~hat_export.latency.measure`
+times them in turn beside an :mod:`~hat_export.latency.anchor` and counts the
+:mod:`~hat_export.latency.waits`, :mod:`~hat_export.latency.run` does so for every target and pass,
+:mod:`~hat_export.latency.statistics` says how far the times can be trusted,
+:mod:`~hat_export.latency.targets` and :mod:`~hat_export.latency.process` find size, start and
+memory, :mod:`~hat_export.latency.bounds` what the machine allows. :mod:`~hat_export.latency.record`
+keeps it all as JSON, :mod:`~hat_export.latency.report` and :mod:`~hat_export.latency.figures` show
+it, :mod:`~hat_export.latency.compare` judges two runs, :mod:`~hat_export.latency.merge` puts
+several side by side.
+"""
