@@ -471,8 +471,8 @@ def parity_report(outcome: ParityOutcome) -> Report:
         tuple(summary),
         tuple(shown),
         _data(outcome),
-        galleries,
-        undecided,
+        galleries=galleries,
+        undecided=undecided,
     )
 
 

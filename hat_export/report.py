@@ -172,9 +172,9 @@ class Report:
         summary: The result in a few sentences.
         tables: What to show.
         data: Everything measured, as JSON values.
+        figures: Plots; shown between summary and tables.
         galleries: Examples, shown where pictures can be; their facts belong into ``data`` too.
         undecided: Whether there was something to judge that could not be judged.
-        figures: Plots; shown between summary and tables.
     """
 
     kind: str
@@ -183,9 +183,9 @@ class Report:
     summary: tuple[str, ...]
     tables: tuple[Table, ...]
     data: Mapping[str, Any]
+    figures: tuple[Figure, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     undecided: bool = False
-    figures: tuple[Figure, ...] = ()
 
     def to_json(self) -> str:
         """The report as JSON text."""

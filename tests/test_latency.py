@@ -217,7 +217,7 @@ def test_reports_are_merged(tmp_path: Path) -> None:
         run = made_up_run(made_up_case(10, machine=machine, noise=0.01, seed=seed))
         write_report(latency_report(run), tmp_path / f"{name}.json")
     sides = {"reference": {"name": "a", "rsum": 300.0}, "candidate": {"name": "b", "rsum": 299.0}}
-    parity = {"kind": "parity", "passed": True, "summary": ["fine"], "data": sides}
+    parity = {"kind": "parity", "version": 1, "passed": True, "summary": ["fine"], "data": sides}
     (tmp_path / "parity.json").write_text(json.dumps(parity))
     paths = [tmp_path / f"{name}.json" for name in ("old", "new", "parity")]
     report = merged_report(paths)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from hat_export.bundle import Bundle
 from hat_export.environment import environment
-from hat_export.quantize.pareto import Point, pareto_plot
+from hat_export.plots.pareto import Point, front, pareto
 from hat_export.quantize.schemes import FP32
 from hat_export.quantize.search import Outcome, Tried
 from hat_export.report import Figure, Report, Table
@@ -79,7 +77,8 @@ def search_report(outcome: Outcome, source: Bundle) -> Report:
         "correlation": outcome.correlation,
         "tried": [one.to_json() for one in outcome.tried],
         "pareto": {
-            cost: [one.name for one in _front(outcome.tried, cost)] for cost in ("latency", "size")
+            cost: [one.name for one in front(_points(outcome, cost))]
+            for cost in ("latency", "size")
         },
         "noise": {block: dict(values) for block, values in outcome.noise.items()},
         "preflight": outcome.preflight.to_json(),
@@ -93,7 +92,7 @@ def search_report(outcome: Outcome, source: Bundle) -> Report:
         tables,
         data,
         tuple(
-            Figure(title, pareto_plot(title, axis, "rsum", _points(outcome, cost)))
+            Figure(title, pareto(title, axis, "rsum", _points(outcome, cost)))
             for title, axis, cost in (
                 ("Latency and recall", "ms", "latency"),
                 ("Size and recall", "MB", "size"),
@@ -120,17 +119,5 @@ def _row(one: Tried, reference: Tried, best: Tried) -> tuple[str, ...]:
 
 
 def _points(outcome: Outcome, cost: str) -> list[Point]:
-    front = _front(outcome.tried, cost)
     scale = 1e3 if cost == "latency" else 1e-6
-    return [
-        Point(one.name, scale * one.cost(cost), one.rsum, one in front) for one in outcome.tried
-    ]
-
-
-def _front(tried: Sequence[Tried], cost: str) -> list[Tried]:
-    """Plans that no other one beats in both cost and recall, cheapest first."""
-    best: list[Tried] = []
-    for one in sorted(tried, key=lambda one: (one.cost(cost), -one.rsum)):
-        if not best or one.rsum > best[-1].rsum:
-            best.append(one)
-    return best
+    return [Point(one.name, scale * one.cost(cost), one.rsum) for one in outcome.tried]
