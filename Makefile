@@ -30,14 +30,18 @@ DEMO_MODEL := demo/hat-tiny-emojicap
 DEMO_DATA := demo/emojicap
 DEMO_OUT := runs/demo
 
-demo: $(VENV)/.installed  ## Export the small trained model, check its recall and time it
+demo: $(VENV)/.installed  ## Export and quantize the small model, check its recall and time it
 	$(BIN)/hat-export onnx $(DEMO_MODEL) $(DEMO_OUT)/bundle --overwrite
 	$(BIN)/hat-bench parity $(DEMO_MODEL) $(DEMO_OUT)/bundle --data $(DEMO_DATA) \
 		--report $(DEMO_OUT)/parity.html --report $(DEMO_OUT)/parity.json
+	$(BIN)/hat-export quantize $(DEMO_OUT)/bundle $(DEMO_OUT)/int8 --mode int8-weights --compensate \
+		--calibration $(DEMO_DATA) --calibration-images 64 --overwrite
+	$(BIN)/hat-bench parity $(DEMO_OUT)/bundle $(DEMO_OUT)/int8 --data $(DEMO_DATA) \
+		--max-drop rsum=1 --report $(DEMO_OUT)/parity-int8.html
 	$(BIN)/hat-bench latency $(DEMO_MODEL) $(DEMO_OUT)/bundle \
 		--report $(DEMO_OUT)/latency.html --report $(DEMO_OUT)/latency.json
 	@echo
-	@echo "Look at $(DEMO_OUT)/parity.html and $(DEMO_OUT)/latency.html."
+	@echo "Look at $(DEMO_OUT)/parity.html, parity-int8.html and latency.html."
 	@echo "For your own checkpoint:"
 	@echo "  .venv/bin/hat-export onnx YOUR.ckpt bundle/"
 	@echo "  .venv/bin/hat-bench parity YOUR.ckpt bundle/ --data dataset_flickr30k.json --images IMAGES/"
