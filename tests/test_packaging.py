@@ -128,7 +128,7 @@ def test_metadata(wheel: Path) -> None:
     assert fields["License-Expression"] == "Apache-2.0"
     assert fields["Requires-Python"] == ">=3.11"
     extras = set(fields.get_all("Provides-Extra", ()))
-    assert extras == {"export", "cpu", "gpu", "trt", "rtx", "bench", "dev"}
+    assert extras == {"export", "cpu", "gpu", "trt", "rtx", "bench", "datasets", "dev"}
 
 
 def test_the_installation_adds_no_top_level_name_but_its_own() -> None:
@@ -171,3 +171,10 @@ def test_the_commands_are_installed(command: str, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert command in result.stdout
+
+
+def test_pytest_finds_the_fixture(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        points = archive.read(name).decode()
+    assert "[pytest11]\nhat_export = hat_export.pytest_plugin" in points
