@@ -18,8 +18,8 @@ from hat_export.load.work import Work
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 #: Samples of a MultiStream query, as MLPerf has it.
 STREAMS = 8
-#: LoadGen prepares the queries of a stream beforehand, by the latency expected, and ends too early if
-#: they run out; so many times more than expected last even if calls get faster than in the trial.
+#: LoadGen prepares the queries of a stream by the latency expected and ends too early if
+#: they run out; so many times more last even if calls get faster than in the trial.
 PREPARED = 4
 #: Fewest queries that LoadGen's early stopping needs to trust a quantile: below that the run is
 #: invalid whatever it gives.
