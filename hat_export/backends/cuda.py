@@ -105,7 +105,7 @@ class Buffer(Closing):
         """The host memory as an array."""
         count = int(np.prod(shape)) * dtype.itemsize
         memory = (ctypes.c_byte * count).from_address(self.host)
-        array: np.ndarray = np.ndarray(shape, dtype, buffer=memory)
+        array: np.ndarray = np.ndarray(shape, dtype, buffer=memoryview(memory))
         return array
 
     def upload(self, count: int, stream: Any) -> None:
