@@ -10,10 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import hat_export
 from hat_export.bundle import Bundle
 from hat_export.errors import InputError
 from hat_export.export.onnx_export import export_onnx
-from hat_export.recall.localize import Difference, Localization, localize
+from hat_export.recall.graphs import Probe, localize_between
+from hat_export.recall.localize import Difference, Localization, bound_of, localize
 from hat_export.self_test import noise_captions, noise_pixels
 
 Feeds = dict[str, np.ndarray]
@@ -104,3 +106,18 @@ def test_differences() -> None:
     assert Difference.of(0 * one, 0 * one) == Difference(1.0, 0.0, 0.0)
     assert Difference.of(0 * one, one).relative == 1.0
     assert Difference.of(one, one[::-1]).cosine == pytest.approx(24 / 25)
+
+
+def test_low_precision_against_the_checkpoint(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its own rounding isn't a fault; a layer that is wrong besides is named."""
+    target = tmp_path_factory.mktemp("localize") / "fp16"
+    bundle = export_onnx(tiny_checkpoint, target, precision="fp16", threads=1)
+    probe = Probe({graph: feeds_of(bundle, graph) for graph in ("image", "text")}, 1)
+    found = localize_between(
+        tiny_checkpoint, lambda: hat_export.load(tiny_checkpoint, threads=1), target, probe
+    )
+    assert [item.first for item in found] == [None, None]
+    worst = [max(layer.own.relative for layer in item.layers) for item in found]
+    assert all(1e-5 < error < bound_of("fp16") for error in worst), worst

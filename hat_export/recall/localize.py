@@ -296,7 +296,7 @@ def localize(
         progress: Called after each layer.
 
     Raises:
-        InputError: if the graphs have no layer in common.
+        InputError: if a layer of the reference isn't in the candidate.
     """
     right, judged = (_Graph(model, packed, threads) for model in (reference, candidate))
     ours, theirs = right.crossing(), judged.crossing()
@@ -304,11 +304,11 @@ def localize(
         layer: [value for value in values if value in theirs.get(layer, [])]
         for layer, values in ours.items()
     }
-    if set(ours) != set(theirs) or not all(common.values()):
-        missing = [layer for layer, values in common.items() if not values]
+    missing = [layer for layer, values in common.items() if not values]
+    if missing:  # further tensors of the candidate, such as conversions, are its own affair
         raise InputError(
-            f"{name} graphs of different layout ({', '.join(missing[:3]) or 'other layers'} only "
-            "on one side); export both with the same --target to localize"
+            f"{name} graphs of different layout ({', '.join(missing[:3])} only in the reference); "
+            "export both with the same --target to localize"
         )
     total = sum(map(len, common.values()))
     wanted = [value for values in common.values() for value in values]
