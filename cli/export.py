@@ -5,8 +5,11 @@ from __future__ import annotations
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.export_index import index
+from hat_export.cli.export_index_delete import index_delete
 from hat_export.cli.export_inspect import inspect
 from hat_export.cli.export_onnx import onnx
+from hat_export.cli.export_search import search
 
 app = typer.Typer(
     help="Export trained HAT models for production.",
@@ -23,7 +26,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (onnx, inspect)
+COMMANDS = (onnx, inspect, index, index_delete, search)
 
 for _command in COMMANDS:
     app.command()(_command)
