@@ -10,6 +10,7 @@ from hat_export.cli.export_index_delete import index_delete
 from hat_export.cli.export_inspect import inspect
 from hat_export.cli.export_onnx import onnx
 from hat_export.cli.export_search import search
+from hat_export.cli.export_triton import triton
 
 app = typer.Typer(
     help="Export trained HAT models for production.",
@@ -26,7 +27,7 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (onnx, inspect, index, index_delete, search)
+COMMANDS = (onnx, inspect, index, index_delete, search, triton)
 
 for _command in COMMANDS:
     app.command()(_command)
