@@ -5,9 +5,14 @@ PYTHON ?= python3
 # The environment of everything but test-gpu. ONNX Runtime for CPU and for GPU share one import name,
 # so the GPU tests have an environment of their own.
 VENV := .venv
-EXTRAS := export,cpu,rtx,bench,datasets,dev
+EXTRAS := export,cpu,rtx,bench,datasets,parquet,ray,serve,dev
 GPU_VENV := .venv-gpu
 GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
+
+# Where a server runs: no torch, and numpy 1 for the server's Python backend. The server itself comes
+# in nvidia-pytriton, whose own Python packages aren't needed.
+SERVE_VENV := .venv-serve
+SERVE_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_serving.py
 
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST_ARGS ?=
@@ -19,7 +24,7 @@ SOURCES := pyproject.toml $(NATIVE) $(shell find hat_export kernels cli -type f 
 CXX_SOURCES = find kernels \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' \)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-gpu check lint types bench docs clean
+.PHONY: help demo test test-full test-gpu test-serve check lint types bench docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /\1|/' \
@@ -55,6 +60,11 @@ test-full: $(VENV)/.installed  ## Run the tests on the full-size model (minutes,
 
 test-gpu: $(GPU_VENV)/.installed  ## Run the tests that need an NVIDIA GPU
 	$(GPU_VENV)/bin/python -m pytest -m gpu $(PYTEST_ARGS)
+
+test-serve: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Run the runtime without torch, and a Triton Inference Server
+	$(BIN)/hat-export onnx $(DEMO_MODEL) build/serve/bundle --overwrite --quiet
+	HAT_EXPORT_TEST_BUNDLE=$(CURDIR)/build/serve/bundle \
+		$(SERVE_VENV)/bin/python -m pytest -m "not gpu" $(SERVE_TESTS) $(PYTEST_ARGS)
 
 check: lint types  ## Run the linters, the formatters and the type checker
 
@@ -106,6 +116,13 @@ $(GPU_VENV)/.installed: pyproject.toml $(NATIVE)
 	@$(MAKE) --no-print-directory .requirements
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install --editable ".[$(GPU_EXTRAS)]"
+	@touch $@
+
+$(SERVE_VENV)/.installed: pyproject.toml $(NATIVE)
+	@$(MAKE) --no-print-directory .requirements
+	$(PYTHON) -m venv $(SERVE_VENV)
+	$(SERVE_VENV)/bin/python -m pip install --editable ".[cpu,serve]" "numpy<2" "pytest>=8.3"
+	$(SERVE_VENV)/bin/python -m pip install --no-deps "nvidia-pytriton>=0.7"
 	@touch $@
 
 build/types/.installed: $(VENV)/.dependencies $(SOURCES)

@@ -7,14 +7,16 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
 from hat_export.errors import HatError, InputError
 
 if TYPE_CHECKING:
-    from hat_export.report import Report
+    from rich.console import Console
+
+    from hat_export.report import Report, Table
     from hat_export.session import Session
     from hat_export.spec import ModelSpec
 
@@ -125,6 +127,21 @@ def open_target(
     return open_target(target, backend, threads, spec, vocabulary)
 
 
+def read_lines(paths: list[Path]) -> list[str]:
+    """The lines of some text files that aren't blank.
+
+    Raises:
+        InputError: if a file can't be read as text.
+    """
+    lines: list[str] = []
+    for path in paths:
+        try:
+            lines += path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a readable text file ({error})") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def check_report_paths(paths: list[Path] | None) -> None:
     """Refuse a report that can't be written in the format asked for, before any work is done."""
     from hat_export.report import check_report_path
@@ -144,21 +161,35 @@ def deliver(report: Report, paths: list[Path] | None) -> None:
 
 def show(report: Report) -> None:
     """Print a report's summary and tables to the terminal."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    # A pipe has no width of its own: 80 columns would cut figures off.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console()
     for table in report.tables:
-        if not table.rows:
-            continue
-        shown = Table(title=table.title, title_justify="left", caption=table.note or None)
-        shown.caption_justify = "left"
-        for number, column in enumerate(table.columns):
-            shown.add_column(Text(column), justify="left" if number == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*(Text(cell) for cell in row))
-        console.print(shown)
+        if table.rows:
+            show_table(table)
     for line in report.summary:
         console.print(Text(line))
+
+
+def show_table(table: Table, text_column: int = 0) -> None:
+    """Print a table to the terminal; all columns but one hold figures."""
+    from rich import table as rich_table
+    from rich.text import Text
+
+    shown = rich_table.Table(
+        title=table.title or None, title_justify="left", caption=table.note or None
+    )
+    shown.caption_justify = "left"
+    for number, column in enumerate(table.columns):
+        justify: Literal["left", "right"] = "left" if number == text_column else "right"
+        shown.add_column(Text(column), justify=justify)
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    _console().print(shown)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe has no width of its own: 80 columns would cut figures off.
+    return Console(width=None if sys.stdout.isatty() else 160)

@@ -213,6 +213,11 @@ class ImageIndex(FeatureIndex):
             payloads.append(self._payload(name, levels, projections))
         self.file.append(payloads, ids)
 
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take images out; what :meth:`RecordFile.delete` says."""
+        super().delete(ids)
+        self._pooled = self._pooled[:0]  # positions have changed
+
     def level(
         self, level: int, positions: Int64[np.ndarray, " images"]
     ) -> tuple[Float32[np.ndarray, "images regions width"], Float32[np.ndarray, "images regions"]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -51,6 +52,14 @@ class FeatureIndex(Closing):
     def ids(self) -> list[str]:
         """Identifier of every record."""
         return self.file.ids
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take records out; what :meth:`RecordFile.delete` says."""
+        self.file.delete(ids)
+
+    def compact(self) -> None:
+        """Free the space of deleted records; what :meth:`RecordFile.compact` says."""
+        self.file.compact()
 
     def close(self) -> None:
         """Release the file."""

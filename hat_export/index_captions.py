@@ -190,6 +190,12 @@ class CaptionIndex(FeatureIndex):
         payloads = [self._payload(captions.one(number)) for number in range(len(captions))]
         self.file.append(payloads, ids)
 
+    def pooled(self) -> Float32[np.ndarray, "captions pooled"]:
+        """Pooled vectors of all captions: float32 [captions, 3 d], a unit vector per level."""
+        size = 4 * pooled_width(self.spec)
+        content = self.file.gather(np.arange(len(self)), 8, size)
+        return content.view("<f4").astype(np.float32, copy=False)
+
     def block(self, start: int, stop: int) -> PreparedCaptions:
         """Captions ``start`` to ``stop`` (not counted), decoded to float32; at least one."""
         return self.take(range(start, stop))

@@ -14,6 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -32,11 +33,16 @@ ALIGNMENT = 64
 #: while it writes one slot loses neither the other slot nor the preamble.
 PAGE = 4096
 METADATA_START = 3 * PAGE
+#: Records that are copied in one step when a file is compacted: 44 MB at official size.
+COMPACTED_TOGETHER = 64
 
 # The line ending shows a file that was transferred as text.
 _MAGIC = b"HATIDX\r\n"
 _COMMIT_MAGIC = b"HATCOMIT"
 _SEGMENT_MAGIC = b"HATSEGMT"
+#: Segments without records: their directory lists ids that go, or notes that come.
+_DELETION_MAGIC = b"HATDELET"
+_NOTES_MAGIC = b"HATNOTES"
 # magic, format version, header bytes, metadata bytes (unpadded), CRC-32 of the padded metadata
 _PREAMBLE = struct.Struct("<8sIIII36x")
 # magic, sequence, segments, records, end of the last segment in bytes
@@ -67,6 +73,7 @@ class RecordFile(Closing):
         path: The file.
         metadata: JSON values given at creation.
         ids: Identifier of every record, in order.
+        notes: Lines that were added to the file over time, in order.
         notice: What was found of an interrupted append, one line; None if nothing.
     """
 
@@ -74,11 +81,13 @@ class RecordFile(Closing):
         self.path = path
         self.notice: str | None = None
         self.ids: list[str] = []
+        self.notes: list[str] = []
         self.metadata: dict[str, Any] = {}
         self._commit = _Commit(0, 0, 0, 0)
         self._starts = np.zeros(0, np.int64)
         self._sizes = np.zeros(0, np.int64)
         self._known: set[str] = set()
+        self._deleted_bytes = 0
         self._map: Bytes = np.zeros(0, np.uint8)
         self._load()
 
@@ -170,19 +179,78 @@ class RecordFile(Closing):
         if not payloads:
             return
         records = [_padded_record(payload) for payload in payloads]
+        self._append_segment(_SEGMENT_MAGIC, records, encoded, len(self) + len(records))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Take records out: all of them or, if it is interrupted, none.
+
+        Their bytes stay in the file until it is written anew by :meth:`compact`.
+
+        Args:
+            ids: Of records that are there.
+
+        Raises:
+            InputError: if an id isn't in the file.
+            IndexFileError: as :meth:`append`.
+            OutputError: as :meth:`append`.
+        """
+        wanted = dict.fromkeys(ids)
+        for name in wanted:
+            if name not in self._known:
+                raise InputError(f"id {name!r} isn't in {self.path}; nothing was deleted")
+        if wanted:
+            encoded = [name.encode() for name in wanted]
+            self._append_segment(_DELETION_MAGIC, [], encoded, len(self) - len(wanted))
+
+    def note(self, text: str) -> None:
+        """Add a line to :attr:`notes`; errors as of :meth:`append`."""
+        self._append_segment(_NOTES_MAGIC, [], [text.encode()], len(self))
+
+    def compact(self) -> None:
+        """Write the file anew without deleted records; it takes the old one's place when complete.
+
+        Raises:
+            IndexFileError: as :meth:`append`.
+            OutputError: if it can't be written; the file is as before then.
+        """
+        partial = self.path.with_name(f".{self.path.name}.compact-{os.getpid()}")
+        try:
+            with self.path.open("r+b") as old:
+                self._lock(old)
+                with closing(RecordFile.create(partial, self.metadata)) as anew:
+                    for text in self.notes:
+                        anew.note(text)
+                    for first in range(0, len(self), COMPACTED_TOGETHER):
+                        some = range(first, min(first + COMPACTED_TOGETHER, len(self)))
+                        payloads = [self.record(position).tobytes() for position in some]
+                        anew.append(payloads, [self.ids[position] for position in some])
+                partial.replace(self.path)
+                _sync_folder(self.path.parent)
+        except OSError as error:
+            raise _unwritable(self.path, error, "it is as it was") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        self._load()
+
+    @property
+    def deleted_bytes(self) -> int:
+        """Bytes that :meth:`compact` would free, at least."""
+        return self._deleted_bytes
+
+    def _append_segment(
+        self, magic: bytes, records: list[bytes], names: list[bytes], total: int
+    ) -> None:
         directory = np.array([len(record) // ALIGNMENT for record in records], "<u4").tobytes()
-        directory += np.array([len(name) for name in encoded], "<u4").tobytes()
-        directory += b"".join(encoded)
+        directory += np.array([len(name) for name in names], "<u4").tobytes()
+        directory += b"".join(names)
         directory += bytes(-len(directory) % ALIGNMENT)
         size = sum(map(len, records))
-        segment = _SEGMENT.pack(
-            _SEGMENT_MAGIC, len(records), size, len(directory), zlib.crc32(directory)
-        )
+        segment = _SEGMENT.pack(magic, len(names), size, len(directory), zlib.crc32(directory))
         before = self._commit
         after = _Commit(
             before.sequence + 1,
             before.segments + 1,
-            before.records + len(records),
+            total,
             before.end + ALIGNMENT + size + len(directory),
         )
         try:
@@ -205,7 +273,11 @@ class RecordFile(Closing):
                 _sync(file)
         except OSError as error:
             raise _unwritable(self.path, error, "nothing was appended") from None
-        self._load()
+        # Only the new segment is read: an index grows by thousands of them.
+        self._map = _mapped(self.path)
+        self._load_segments(before.end, after, before.segments)
+        self._commit = after
+        self.notice = None
 
     def verify(self) -> None:
         """Read every byte and check it against its checksum.
@@ -281,8 +353,10 @@ class RecordFile(Closing):
                 f"{self.path}: truncated: {len(self._map)} bytes where {commit.end} are committed; "
                 "copy it again or build it again"
             )
+        self._starts = self._sizes = np.zeros(0, np.int64)
+        self.ids, self.notes, self._known, self._deleted_bytes = [], [], set(), 0
+        self._load_segments(header, commit, 0)
         self._commit = commit
-        self._load_segments(header, commit)
         torn = any(any(slot) and _read_commit(slot) is None for slot in slots)
         extra = len(self._map) - commit.end
         self.notice = None
@@ -316,19 +390,19 @@ class RecordFile(Closing):
         self.metadata = json.loads(metadata[:length])
         return int(header)
 
-    def _load_segments(self, header: int, commit: _Commit) -> None:
-        starts: list[NDArray[np.int64]] = []
-        sizes: list[NDArray[np.int64]] = []
-        ids: list[str] = []
-        at = header
-        for number in range(commit.segments):
-            segment = self._map[at : at + ALIGNMENT].tobytes()
+    def _load_segments(self, at: int, commit: _Commit, known: int) -> None:
+        """Read the segments from number ``known`` on, the first of which lies at ``at``."""
+        starts, sizes = [self._starts], [self._sizes]
+        gone: set[int] = set()
+        place_of: dict[str, int] | None = None
+        for number in range(known, commit.segments):
             damaged = IndexFileError(
                 f"{self.path}: segment {number} is damaged; build the index again"
             )
-            if not _is_sealed(segment) or segment[: len(_SEGMENT_MAGIC)] != _SEGMENT_MAGIC:
+            head = self._map[at : at + ALIGNMENT].tobytes()
+            if not _is_sealed(head):
                 raise damaged
-            _, count, payload, listing, crc = _SEGMENT.unpack(segment[: _SEGMENT.size])
+            magic, count, payload, listing, crc = _SEGMENT.unpack(head[: _SEGMENT.size])
             first = at + ALIGNMENT
             at = first + payload + listing
             if at > commit.end:
@@ -336,23 +410,48 @@ class RecordFile(Closing):
             directory = self._map[first + payload : at].tobytes()
             if zlib.crc32(directory) != crc:
                 raise damaged
-            units, lengths = np.frombuffer(directory, "<u4", 2 * count).reshape(2, count)
-            size = units.astype(np.int64) * ALIGNMENT
-            ends = np.cumsum(size)
-            starts.append(first + ends - size)
-            sizes.append(size)
-            place = 8 * count
-            for length in lengths.tolist():
-                ids.append(directory[place : place + length].decode())
-                place += length
-        if at != commit.end or len(ids) != commit.records:
+            if magic == _SEGMENT_MAGIC:
+                size = np.frombuffer(directory, "<u4", count).astype(np.int64) * ALIGNMENT
+                ends = first + np.cumsum(size)
+                starts.append(ends - size)
+                sizes.append(size)
+                added = _names(directory, 4 * count, count)
+                if place_of is not None:
+                    place_of |= {name: len(self.ids) + n for n, name in enumerate(added)}
+                self.ids += added
+                self._known.update(added)
+            elif magic == _DELETION_MAGIC:
+                if place_of is None:
+                    place_of = {name: n for n, name in enumerate(self.ids)}
+                for name in _names(directory, 0, count):
+                    if name not in place_of:
+                        raise damaged
+                    gone.add(place_of.pop(name))
+                    self._known.discard(name)
+            elif magic == _NOTES_MAGIC:
+                self.notes += _names(directory, 0, count)
+            else:
+                raise damaged
+        if at != commit.end or len(self._known) != commit.records:
             raise IndexFileError(
                 f"{self.path}: segments and commit don't fit; build the index again"
             )
-        self._starts = np.concatenate([np.zeros(0, np.int64), *starts])
-        self._sizes = np.concatenate([np.zeros(0, np.int64), *sizes])
-        self.ids = ids
-        self._known = set(ids)
+        self._starts, self._sizes = np.concatenate(starts), np.concatenate(sizes)
+        if gone:
+            self._deleted_bytes += int(self._sizes[sorted(gone)].sum())
+            left = [n for n in range(len(self.ids)) if n not in gone]
+            self._starts, self._sizes = self._starts[left], self._sizes[left]
+            self.ids = [self.ids[n] for n in left]
+
+
+def _names(directory: bytes, at: int, count: int) -> list[str]:
+    """Texts of a directory whose lengths stand at ``at``."""
+    names = []
+    place = at + 4 * count
+    for length in np.frombuffer(directory, "<u4", count, at).tolist():
+        names.append(directory[place : place + length].decode())
+        place += length
+    return names
 
 
 def _sealed(block: bytes) -> bytes:

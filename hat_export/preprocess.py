@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from hat_export.errors import InputError
 from hat_export.spec import ModelSpec
 
-ImageLike = Image.Image | str | Path
+#: A picture, the path of one, or an encoded one (the content of a JPEG, PNG ... file).
+ImageLike = Image.Image | str | Path | bytes
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class ImagePreprocessor:
         """The resized centre crop before normalisation.
 
         Args:
-            image: A PIL image of any mode and size, or a path to one.
+            image: A PIL image of any mode and size, a path to one, or an encoded one.
 
         Raises:
-            InputError: if the path holds no readable image.
+            InputError: if the path or the bytes hold no readable image.
         """
-        picture = _open(image)
+        picture = open_image(image)
         width, height = picture.size
         # torchvision's Resize: the longer side is truncated, not rounded.
         short, long = min(width, height), max(width, height)
@@ -65,7 +67,7 @@ class ImagePreprocessor:
         """Pixel values ready for the image encoder.
 
         Args:
-            images: PIL images or paths.
+            images: PIL images, paths, or encoded images.
 
         Returns:
             float32 [images, 3, image_size, image_size].
@@ -91,21 +93,27 @@ class ImagePreprocessor:
         }
 
 
-def _open(image: ImageLike) -> Image.Image:
+def open_image(image: ImageLike) -> Image.Image:
+    """A picture in RGB, decoded.
+
+    Raises:
+        InputError: if it is of another kind, or can't be decoded.
+    """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    if not isinstance(image, (str, Path)):
+    if not isinstance(image, (str, Path, bytes)):
         kind = type(image).__name__
-        raise InputError(f"an image is {kind}; expected a PIL image or a path")
+        raise InputError(f"an image is {kind}; expected a PIL image, a path or encoded bytes")
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else image
     try:
-        with Image.open(image) as picture:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
             picture.load()  # before the file is closed: an RGB picture is returned as it is
             return _to_rgb(picture)
     except FileNotFoundError:
-        raise InputError(f"{image}: no such image") from None
+        raise InputError(f"{name}: no such image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL reports a broken PNG chunk as a SyntaxError.
-        raise InputError(f"{image}: not a readable image ({error})") from None
+        raise InputError(f"{name}: not a readable image ({error})") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import hat_export
 from hat_export.environment import CACHE_VARIABLE
-from hat_export.export.onnx_export import export_onnx
-from hat_export.model.checkpoint import save_checkpoint
-from hat_export.model.hat import HAT
 from hat_export.spec import ModelSpec
 
-# Two threads give the same results everywhere and leave a shared machine usable.
-torch.set_num_threads(2)
+# `make test-serve` has no torch and names a bundle that was made elsewhere.
+TEST_BUNDLE = os.environ.get("HAT_EXPORT_TEST_BUNDLE")
+
+if TEST_BUNDLE is None:
+    import torch
+
+    # Two threads give the same results everywhere and leave a shared machine usable.
+    torch.set_num_threads(2)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,6 +90,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its weights are far from the initial ones, so that a forgotten bias, mask or norm shows.
     """
+    from hat_export.model.checkpoint import save_checkpoint
+    from hat_export.model.hat import HAT
+
     spec = ModelSpec(
         name="tiny",
         image_size=64,
@@ -119,10 +124,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, exported."""
+def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, exported; or the bundle that the environment names."""
+    if TEST_BUNDLE is not None:
+        return Path(TEST_BUNDLE)
+    from hat_export.export.onnx_export import export_onnx
+
     target = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_onnx(tiny_checkpoint, target, threads=1)
+    export_onnx(request.getfixturevalue("tiny_checkpoint"), target, threads=1)
     return target
 
 

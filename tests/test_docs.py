@@ -16,7 +16,8 @@ PROGRAMS = {"hat-export": export.app, "hat-bench": bench.app}
 
 
 def commands(app: Typer) -> list[str]:
-    return [command.callback.__name__ for command in app.registered_commands if command.callback]
+    names = [one.callback.__name__ for one in app.registered_commands if one.callback]
+    return [name.replace("_", "-") for name in names]  # as Typer does
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -129,7 +129,7 @@ def test_threads_share_a_session(session: Session) -> None:
         (np.zeros((3, 64, 64), np.float32), "expected float32"),
         (np.zeros((1, 3, 64, 64)), "float64"),
         (["/no/such/picture.png"], "no such image"),
-        ([7], "expected a PIL image or a path"),
+        ([7], "expected a PIL image, a path or encoded bytes"),
     ],
 )
 def test_wrong_images_are_refused(session: Session, images: object, message: str) -> None:

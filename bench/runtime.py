@@ -1,0 +1,60 @@
+"""What running a bundle costs before it does anything: installed size, and cold start.
+
+Run it in an environment with `pip install 'hat-export[cpu]'` and nothing else. Every start is a new
+process; the first of them, which fills the disk cache, isn't counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+STARTS = {
+    "python alone": "pass",
+    "import hat_export": "import hat_export",
+    "open, checked": "import hat_export; hat_export.open_bundle({bundle!r}, threads={threads})",
+    "open, checked, encode a text": (
+        "import hat_export\n"
+        "session = hat_export.open_bundle({bundle!r}, threads={threads})\n"
+        "session.encode_texts(['a dog on a beach'])"
+    ),
+    "open with verify=False": (
+        "import hat_export; hat_export.open_bundle({bundle!r}, threads={threads}, verify=False)"
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--starts", type=int, default=7)
+    arguments = parser.parse_args()
+    packages = Path(sysconfig.get_path("purelib"))
+    sizes = {}
+    for path in packages.iterdir():
+        parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+        sizes[path.name] = sum(part.stat().st_size for part in parts)
+    print(f"torch installed: {importlib.util.find_spec('torch') is not None}")
+    print(f"{packages}: {sum(sizes.values()) / 1e6:.0f} MB")
+    for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:8]:
+        print(f"  {size / 1e6:7.1f} MB  {name}")
+    for name, code in STARTS.items():
+        text = code.format(bundle=str(arguments.bundle), threads=arguments.threads)
+        seconds = []
+        for _ in range(arguments.starts + 1):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", text], check=True)
+            seconds.append(time.perf_counter() - started)
+        middle = statistics.median(seconds[1:])
+        print(f"{name}: {middle:.3f} s (smallest {min(seconds[1:]):.3f})")
+
+
+if __name__ == "__main__":
+    main()

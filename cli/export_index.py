@@ -1,0 +1,152 @@
+"""``hat-export index``: encode images, or captions, into an index that can be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hat_export.cli import common
+from hat_export.cli.options import BackendOption, QuietOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from hat_export.indexing import Skipped
+
+#: Skipped images that are named on standard error; all are in the file of --skipped.
+SHOWN_SKIPPED = 10
+
+
+class Engine(StrEnum):
+    """Where images are encoded."""
+
+    local = "local"
+    ray = "ray"
+
+
+class Storage(StrEnum):
+    """What features are stored as."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
+def index(
+    bundle: Annotated[Path, typer.Argument(help="The model.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders, .zip, .tar (webdataset) or .parquet files of images, or .txt lists of "
+            "paths; with --captions: text files with a caption per line."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The index; images are added if it is there.")],
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Index captions, to be found by images.")
+    ] = False,
+    storage: Annotated[
+        Storage | None,
+        typer.Option(
+            help="Precision of a new index; default: float16, captions float32.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Encoded together.")] = 32,
+    commit: Annotated[
+        int, typer.Option(min=1, help="Images that are written together, lost by a kill at most.")
+    ] = 128,
+    skipped: Annotated[
+        Path | None,
+        typer.Option(help="Write names and reasons of skipped images as JSON lines."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Encode in this process, or in workers of a Ray cluster.")
+    ] = Engine.local,
+    workers: Annotated[int, typer.Option(min=1, help="Ray: number of workers.")] = 2,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray: address of a cluster; default: one is started here."),
+    ] = None,
+    backend: BackendOption = "onnxruntime",
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Encode images into an index, or add to one; interrupted, the same command goes on.
+
+    What is in the index already, by its name, is left out. Images that can't be read are reported
+    and skipped. With --engine ray every worker has --threads threads, one if not given, and must
+    see bundle and images under the same paths.
+    """
+    from functools import partial
+
+    from hat_export.backends import open_checked
+    from hat_export.bundle import Bundle
+    from hat_export.environment import default_threads
+    from hat_export.errors import InputError
+    from hat_export.image_sources import list_images
+    from hat_export.index import ImageIndex
+    from hat_export.index_captions import CaptionIndex
+    from hat_export.indexing import (
+        encode_here,
+        index_captions,
+        index_images,
+        note_origin,
+        open_index,
+    )
+    from hat_export.ray_indexing import RayWorkers, encode_with_ray
+
+    if address is not None and engine is Engine.local:
+        raise InputError("--address is of --engine ray; give both")
+    if captions and engine is Engine.ray:
+        raise InputError("--captions are encoded in this process; leave --engine ray out")
+    progress = common.Progress(quiet)
+    texts = common.read_lines(images) if captions else []
+    refs = [] if captions else list(list_images(images))
+    progress.step(f"{len(texts or refs)} {'captions' if captions else 'images'} listed")
+    cores = threads or default_threads()
+    with open_checked(bundle, backend, cores, verify=True) as session:
+        kind = CaptionIndex if captions else ImageIndex
+        projections = session.projections
+        precision = storage.value if storage else None
+        opened = Bundle.read(bundle, verify=False)
+        with open_index(out, kind, opened, projections, precision) as target:
+            if target.file.notice:
+                progress.step(target.file.notice)
+            note_origin(target, bundle, images)
+            if isinstance(target, CaptionIndex):
+                result = index_captions(session, texts, target, batch, progress.count)
+            else:
+                encode = partial(encode_here, session)
+                if engine is Engine.ray:
+                    ray = RayWorkers(bundle, backend, threads or 1, workers, address)
+                    encode = partial(encode_with_ray, ray)
+                result = index_images(
+                    target, projections, refs, encode, batch, commit, progress.count
+                )
+            total, size = len(target), out.stat().st_size
+    _report_skipped(result.skipped, skipped)
+    parts = [f"{result.added} added"]
+    parts += [f"{result.present} were there"] if result.present else []
+    parts += [f"{len(result.skipped)} skipped"] if result.skipped else []
+    what = "captions" if captions else "images"
+    print(f"{out}: {', '.join(parts)}; {total} {what}, {size / 1e6:.1f} MB")
+
+
+def _report_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
+    import json
+    import sys
+
+    from hat_export.files import write_text
+
+    if path is not None:
+        lines = [json.dumps({"name": one.name, "reason": one.reason}) + "\n" for one in skipped]
+        write_text(path, "".join(lines))
+    for one in skipped[:SHOWN_SKIPPED]:
+        print(f"  skipped {one.name!r}: {one.reason}", file=sys.stderr)
+    if len(skipped) > SHOWN_SKIPPED:
+        where = path or "name a file for all of them: --skipped FILE"
+        print(f"  ... {len(skipped) - SHOWN_SKIPPED} more skipped ({where})", file=sys.stderr)
