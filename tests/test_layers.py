@@ -71,7 +71,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.index_calibration",
             "hat_export.indexing",
             "hat_export.latency",
-            "hat_export.load",
+            "hat_export.loadgen",
             "hat_export.parity",
             "hat_export.profiling",
             "hat_export.quantize",
@@ -411,3 +411,10 @@ def test_an_eager_heavy_import_is_seen_and_a_lazy_one_allowed(tmp_path: Path) ->
 def test_a_new_module_has_to_be_placed(tmp_path: Path) -> None:
     write_package(tmp_path, {"hat_export/__init__.py": "", "hat_export/novelty.py": ""})
     assert unplaced(source_modules(tmp_path)) == ["hat_export.novelty"]
+
+
+def test_no_module_hides_what_the_package_exports() -> None:
+    """Importing ``hat_export.load`` would put the module in the place of the function."""
+    import hat_export
+
+    assert not {f"hat_export.{name}" for name in hat_export.__all__} & set(MODULES)
