@@ -366,7 +366,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "threads": arguments.threads,
         "cpu_features": sorted(cpu_features()),
         "environment": environment(),
-        "variants": {},
+        "variants": {v.title: before[v.title] for v in VARIANTS if v.title in before},
     }
     sessions: dict[str, OnnxRuntimeSession] = {}
     for variant in chosen(arguments):
