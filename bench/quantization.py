@@ -31,7 +31,7 @@ import numpy as np
 from hat_export.backends.onnxruntime_backend import (
     OnnxRuntimeSession,
 )
-from hat_export.bundle import TOKENIZER, Bundle, list_files, write_manifest
+from hat_export.bundle import TOKENIZER, Bundle, list_files, read_manifest, write_manifest
 from hat_export.dataset import CaptionDataset, read_karpathy
 from hat_export.environment import cpu_features, default_threads, environment, peak_memory
 from hat_export.evaluate import score_dataset
@@ -43,7 +43,8 @@ from hat_export.recall.statistics import deltas
 from hat_export.self_test import noise_captions, noise_pixels
 from hat_export.tokenizer import CaptionTokenizer
 
-PAUSE = 0.02
+#: Seconds before a call: idle thread pools spin for a while and would take cores from the next.
+PAUSE = 0.1
 OURS = "hat-export"
 IMAGE, TEXT = "image", "text"
 
@@ -138,7 +139,8 @@ def make(arguments: argparse.Namespace, variant: Variant) -> None:
         for name in bundle.manifest.files:
             if not (target / name).exists() and not name.startswith(ENCODERS):
                 (target / name).write_bytes((source / name).read_bytes())
-        write_manifest(target, replace(bundle.manifest, files=list_files(target)))
+        files = dict(bundle.manifest.files) | list_files(target)
+        write_manifest(target, replace(bundle.manifest, files=files))
     facts = {"seconds": time.perf_counter() - started, "peak_bytes": peak_memory()}
     (folder / f"{variant.folder}.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -147,7 +149,15 @@ def _dynamic(channel: bool) -> Callable[[Path, Path, Iterator[Any]], None]:
     def run(source: Path, target: Path, feeds: Iterator[Any]) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(source, target, per_channel=channel, weight_type=QuantType.QInt8)
+        # By default it turns the standard Attention into its own of another signature, and the
+        # graph doesn't load: it gets the operators that it can do.
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gather"],
+            per_channel=channel,
+            weight_type=QuantType.QInt8,
+        )
 
     return run
 
@@ -221,10 +231,9 @@ def open_variant(folder: Path, variant: Variant, threads: int) -> OnnxRuntimeSes
         path = folder / ("packed" if variant.packed else "standard")
     else:
         path = folder / variant.folder
-    bundle = Bundle.read(path, verify=False)
-    if variant.peer == "nncf":
-        return OpenVinoSession(bundle, threads)
-    return OnnxRuntimeSession(bundle, threads)
+    if variant.peer == "nncf":  # its graphs aren't ONNX, so that it is no whole bundle
+        return OpenVinoSession(Bundle(path, read_manifest(path)), threads)
+    return OnnxRuntimeSession(Bundle.read(path, verify=False), threads)
 
 
 def size_of(session: OnnxRuntimeSession) -> int:
@@ -357,7 +366,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "threads": arguments.threads,
         "cpu_features": sorted(cpu_features()),
         "environment": environment(),
-        "variants": {},
+        "variants": {v.title: before[v.title] for v in VARIANTS if v.title in before},
     }
     sessions: dict[str, OnnxRuntimeSession] = {}
     for variant in chosen(arguments):
@@ -396,6 +405,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 "interval": [found.low, found.high],
             }
         print(title, row, flush=True)
+        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     (folder / "quantization.md").write_text(table(results), encoding="utf-8")
     print(table(results))
