@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.export",
             "hat_export.index_calibration",
             "hat_export.latency",
-            "hat_export.load",
+            "hat_export.load_test",
             "hat_export.parity",
             "hat_export.profiling",
             "hat_export.recall",
@@ -384,3 +384,16 @@ def test_an_eager_heavy_import_is_seen_and_a_lazy_one_allowed(tmp_path: Path) ->
 def test_a_new_module_has_to_be_placed(tmp_path: Path) -> None:
     write_package(tmp_path, {"hat_export/__init__.py": "", "hat_export/novelty.py": ""})
     assert unplaced(source_modules(tmp_path)) == ["hat_export.novelty"]
+
+
+def test_no_module_takes_the_name_of_a_public_function() -> None:
+    """``import hat_export.load`` would replace the function ``hat_export.load`` by the module."""
+    tree = ast.parse((ROOT / "hat_export" / "__init__.py").read_text(encoding="utf-8"))
+    public = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert public
+    assert not public & {name.removeprefix("hat_export.") for name in MODULES}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hat_export.errors import BackendUnavailableError
-from hat_export.load.batching import Batcher, Request
-from hat_export.load.summary import Summary, read_summary
-from hat_export.load.work import Work
+from hat_export.load_test.batching import Batcher, Request
+from hat_export.load_test.summary import Summary, read_summary
+from hat_export.load_test.work import Work
 
 #: In the order in which they run: Server takes its rate and its bound from those before it.
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")

@@ -1,6 +1,0 @@
-"""Load: what a session does when requests arrive as MLPerf's LoadGen sends them.
-
-:mod:`~hat_export.load.work` says what a request is, :mod:`~hat_export.load.batching` collects
-waiting requests to batches, :mod:`~hat_export.load.scenarios` runs LoadGen's four scenarios,
-:mod:`~hat_export.load.summary` reads what LoadGen writes, :mod:`~hat_export.load.report` shows it.
-"""
