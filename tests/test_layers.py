@@ -388,12 +388,7 @@ def test_a_new_module_has_to_be_placed(tmp_path: Path) -> None:
 
 def test_no_module_takes_the_name_of_a_public_function() -> None:
     """``import hat_export.load`` would replace the function ``hat_export.load`` by the module."""
-    tree = ast.parse((ROOT / "hat_export" / "__init__.py").read_text(encoding="utf-8"))
-    public = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert public
-    assert not public & {name.removeprefix("hat_export.") for name in MODULES}
+    import hat_export
+
+    assert hat_export.__all__
+    assert not {f"hat_export.{name}" for name in hat_export.__all__} & set(MODULES)
