@@ -336,7 +336,7 @@ PARTS = {
     "search": Part(search, 1),
     "full": Part(full, 4),
     "large": Part(large, 3),
-    "reproducibility": Part(reproducibility, 5),
+    "reproducibility": Part(reproducibility, 6),
     "peers": Part(peers, 7),
 }
 

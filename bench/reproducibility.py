@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--slowdown", type=float, default=0.1)
     parser.add_argument("--seconds", type=float, default=0.2, help="a case, over all passes")
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -59,9 +59,9 @@ def load(
     """Run MLPerf LoadGen's scenarios; exit status 1 if LoadGen calls one of them invalid."""
     from hat_export.environment import default_threads, environment
     from hat_export.hardware import hardware
-    from hat_export.loadgen.report import load_report
-    from hat_export.loadgen.scenarios import SCENARIOS, Load, loadgen, run_scenarios
-    from hat_export.loadgen.work import WORKS
+    from hat_export.load_test.report import load_report
+    from hat_export.load_test.scenarios import SCENARIOS, Load, loadgen, run_scenarios
+    from hat_export.load_test.work import WORKS
 
     works = _chosen("--work", work, tuple(WORKS))
     scenarios = _chosen("--scenario", scenario, SCENARIOS)

@@ -71,7 +71,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.index_calibration",
             "hat_export.indexing",
             "hat_export.latency",
-            "hat_export.loadgen",
+            "hat_export.load_test",
             "hat_export.parity",
             "hat_export.profiling",
             "hat_export.quantize",
@@ -413,8 +413,9 @@ def test_a_new_module_has_to_be_placed(tmp_path: Path) -> None:
     assert unplaced(source_modules(tmp_path)) == ["hat_export.novelty"]
 
 
-def test_no_module_hides_what_the_package_exports() -> None:
-    """Importing ``hat_export.load`` would put the module in the place of the function."""
+def test_no_module_takes_the_name_of_a_public_function() -> None:
+    """``import hat_export.load`` would replace the function ``hat_export.load`` by the module."""
     import hat_export
 
+    assert hat_export.__all__
     assert not {f"hat_export.{name}" for name in hat_export.__all__} & set(MODULES)

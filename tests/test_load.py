@@ -9,11 +9,11 @@ import pytest
 
 import hat_export
 from hat_export.errors import InputError
-from hat_export.loadgen.batching import Batcher, Request
-from hat_export.loadgen.report import load_report
-from hat_export.loadgen.scenarios import SCENARIOS, Load, run_scenarios
-from hat_export.loadgen.summary import SUMMARY, read_summary
-from hat_export.loadgen.work import SAMPLES, WORKS, Work
+from hat_export.load_test.batching import Batcher, Request
+from hat_export.load_test.report import load_report
+from hat_export.load_test.scenarios import SCENARIOS, Load, run_scenarios
+from hat_export.load_test.summary import SUMMARY, read_summary
+from hat_export.load_test.work import SAMPLES, WORKS, Work
 
 SUMMARIES = {
     "SingleStream": ("90.0th percentile latency (ns) : 1500000", 1.5),

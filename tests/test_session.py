@@ -28,7 +28,11 @@ def reference(tiny_checkpoint: Path) -> Iterator[Session]:
         yield session
 
 
-@pytest.fixture(scope="module", params=["torch", *BACKENDS])
+#: Engines need a GPU: test_tensorrt_session.py and test_tensorrt_gpu.py have their session.
+RUNNABLE = [name for name in BACKENDS if name != "tensorrt"]
+
+
+@pytest.fixture(scope="module", params=["torch", *RUNNABLE])
 def session(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_bundle: Path
 ) -> Iterator[Session]:

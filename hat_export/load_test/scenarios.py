@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hat_export.errors import BackendUnavailableError
-from hat_export.loadgen.batching import Batcher, Request
-from hat_export.loadgen.summary import Summary, read_summary
-from hat_export.loadgen.work import Work
+from hat_export.load_test.batching import Batcher, Request
+from hat_export.load_test.summary import Summary, read_summary
+from hat_export.load_test.work import Work
 
 #: In the order in which they run: Server takes its rate and its bound from those before it.
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hat_export.loadgen.scenarios import Load, Outcome
-from hat_export.loadgen.summary import STATISTICS
-from hat_export.loadgen.work import Work
+from hat_export.load_test.scenarios import Load, Outcome
+from hat_export.load_test.summary import STATISTICS
+from hat_export.load_test.work import Work
 from hat_export.report import Report, Table
 
 KIND = "load"
