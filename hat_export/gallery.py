@@ -25,7 +25,7 @@ h1{font-size:1.5rem;margin:0 0 .2rem;overflow-wrap:anywhere}
 .facts{color:var(--quiet);margin:0 0 1.5rem}
 ol{list-style:none;margin:0;padding:0;display:grid;gap:1rem;
 grid-template-columns:repeat(auto-fill,minmax(min(100%,10rem),1fr))}
-ol.wide{grid-template-columns:1fr;gap:0}
+ol.wide{grid-template-columns:1fr;gap:0;max-width:50rem}
 li{border:1px solid var(--line);border-radius:.5rem;overflow:hidden;background:var(--soft)}
 ol.wide li{border-width:0 0 1px;border-radius:0;background:none;display:flex}
 .picture{aspect-ratio:1;display:flex;align-items:center;justify-content:center;background:#fff}
@@ -72,7 +72,7 @@ def image_gallery(query: str, facts: str, results: Sequence[Shown]) -> str:
             )
         items.append(
             f'<li>{picture}<div class="text"><span class="score">{result.score:.4f}</span>'
-            f'<span class="rank">{rank}.</span> {html.escape(result.name)}</div></li>'
+            f'<span class="rank">{rank}.</span> {_path(result.name)}</div></li>'
         )
     return _page(query, facts, "", f"<ol>{''.join(items)}</ol>")
 
@@ -86,6 +86,11 @@ def caption_page(name: str, picture: Image.Image, facts: str, results: Sequence[
     )
     shown = f'<img class="query" src="{_data_url(picture)}" alt="{html.escape(name)}">'
     return _page(name, facts, shown, f'<ol class="wide">{items}</ol>')
+
+
+def _path(name: str) -> str:
+    """A name, escaped, that may break behind a slash."""
+    return html.escape(name).replace("/", "/<wbr>")
 
 
 def _data_url(picture: Image.Image) -> str:
