@@ -232,9 +232,11 @@ void run_attention(const AttentionPlan& plan, float* base, int64_t first, int64_
             for (int64_t i = 0; i < rows; ++i) {
                 const float* row_bias = nullptr;
                 if (plan.window) {
-                    row_bias = plan.position_bias + (head * keys + row + i) * keys;
-                    if (head + 1 == plan.heads && row + i + 1 == keys) {
-                        // Behind the last row of all there may be nothing to read.
+                    const int64_t start = (head * keys + row + i) * keys;
+                    row_bias = plan.position_bias + start;
+                    if (start + space.columns > plan.heads * keys * keys) {
+                        // Behind the last row of all there may be nothing to read; where a vector
+                        // is longer than a row, it reaches there from rows before the last, too.
                         for (int64_t j = 0; j < keys; ++j) space.last_bias[j] = row_bias[j];
                         row_bias = space.last_bias;
                     }

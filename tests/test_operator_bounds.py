@@ -1,0 +1,119 @@
+"""The operators read nothing behind the end of an input: weights may end where a mapped file does.
+
+Each input in turn ends at the end of a page behind which nothing may be read. A process that reads
+there dies, so the runs are in a process of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hat_export.export.packed import to_panels
+from hat_export.kernels import alignment_cpu
+from test_encoder_operators import PATHS, run
+
+PAGE = 4096
+PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS = 3, 0x22
+
+#: Operator -> its inputs.
+INPUTS = {
+    "WindowAttention": ("qkv", "qkv_bias", "position_bias"),
+    "MaskedAttention": ("qkv", "qkv_bias", "attention_mask"),
+    "Linear": ("value", "panels", "bias"),
+    "AddLayerNorm": ("branch", "stream", "gamma", "beta", "bias"),
+}
+
+
+def at_the_end_of_a_page(array: np.ndarray) -> np.ndarray:
+    """A copy behind whose last byte lies a page that can't be read."""
+    system = ctypes.CDLL(None)
+    system.mmap.restype = ctypes.c_void_p
+    system.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        *[ctypes.c_int] * 3,
+        ctypes.c_long,
+    ]
+    system.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size = -(-array.nbytes // PAGE) * PAGE
+    start = system.mmap(None, size + PAGE, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS, -1, 0)
+    assert system.mprotect(start + size, PAGE, 0) == 0
+    place = (ctypes.c_char * array.nbytes).from_address(start + size - array.nbytes)
+    copy = np.frombuffer(place, array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def run_guarded(kind: str, guarded: str) -> None:
+    """The operator at sizes around the vectors' widths, one input before an unreadable page."""
+
+    def values(*shape: int) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+    feeds: list[tuple[dict[str, np.ndarray], int, dict[str, float]]] = []
+    if kind == "WindowAttention":
+        # Windows of 4 tokens have rows shorter than a vector.
+        for side, window, heads, width in [
+            (8, 2, 2, 16),
+            (12, 3, 5, 7),
+            (14, 7, 1, 32),
+            (4, 1, 2, 8),
+        ]:
+            area = window * window
+            feed = {
+                "qkv": values(2, side * side, 3 * heads * width),
+                "qkv_bias": values(3 * heads * width),
+                "position_bias": values(heads, area, area),
+            }
+            feeds.append((feed, 1, {"heads": heads, "window": window, "shift": window // 2}))
+    elif kind == "MaskedAttention":
+        for words, heads, width in [(1, 2, 8), (17, 1, 20), (32, 2, 64)]:
+            feed = {
+                "qkv": values(3, words, 3 * heads * width),
+                "qkv_bias": values(3 * heads * width),
+            }
+            feeds.append(
+                (feed | {"attention_mask": np.ones((3, words), np.int64)}, 1, {"heads": heads})
+            )
+    elif kind == "Linear":
+        for depth, columns in [(1, 1), (16, 32), (33, 50), (128, 17)]:
+            feed = {"value": values(2, 5, depth), "panels": to_panels(values(columns, depth))}
+            feed |= {"bias": values(columns)}
+            feeds += [(feed, 1, {"columns": columns, "gelu": gelu}) for gelu in (0, 1)]
+    else:
+        for width in (1, 7, 16, 33, 100):
+            feed = {name: values(width) for name in INPUTS[kind]}
+            feed |= {"branch": values(3, 5, width), "stream": values(3, 5, width)}
+            feeds.append((feed, 2, {"epsilon": 1e-5}))
+    for feed, outputs, attributes in feeds:
+        run(kind, feed | {guarded: at_the_end_of_a_page(feed[guarded])}, outputs, **attributes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page protection is asked for as Linux has it")
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_is_read_behind_an_input(path: str) -> None:
+    if path not in alignment_cpu.available_paths():
+        pytest.skip(f"this CPU has no {path}")
+    script = """
+import test_operator_bounds as t
+for kind, names in t.INPUTS.items():
+    for name in names:
+        print(kind, name, flush=True)
+        t.run_guarded(kind, name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"HAT_EXPORT_KERNEL_PATH": path, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    last = done.stdout.splitlines()[-1:]
+    assert done.returncode == 0, f"died with input {last}\n{done.stderr[-500:]}"
