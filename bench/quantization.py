@@ -248,13 +248,14 @@ def size_of(session: OnnxRuntimeSession) -> int:
 
 
 def time_in_turn(
-    sessions: dict[str, OnnxRuntimeSession], rounds: int
+    sessions: dict[str, OnnxRuntimeSession], points: list[str], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds at each point, call by call in turn."""
     spec = next(iter(sessions.values())).spec
     words = min(16, spec.max_words)
     found: dict[str, dict[str, float]] = {title: {} for title in sessions}
-    for point, batch in ((IMAGE, 1), (IMAGE, 8), (TEXT, 1), (TEXT, 32)):
+    for point, _, count in (text.partition(":") for text in points):
+        batch = int(count)
         if point == IMAGE:
             pixels = noise_pixels(spec, batch, seed=batch)
             calls = {t: lambda s=s, p=pixels: s._encode_images(p) for t, s in sessions.items()}
@@ -319,7 +320,7 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"| {title} | not measured: {row['error']} |")
             continue
         cells = [title, f"{row['bytes'] / 1e6:.1f}", f"{first['bytes'] / row['bytes']:.2f}x"]
-        cells += [f"{row['ms'][point]:.2f}" for point in points]
+        cells += [f"{row['ms'][point]:.2f}" if "ms" in row else "" for point in points]
         if recall:
             low, high = row["interval"]
             cells += [f"{row['rsum']:.2f}", f"{row['lost']:+.2f}", f"{-high:+.2f} to {-low:+.2f}"]
@@ -384,7 +385,7 @@ def measure(arguments: argparse.Namespace) -> None:
             row["made"] = json.loads(facts.read_text())
         results["variants"][variant.title] = row
     if "timing" in arguments.parts:
-        for title, times in time_in_turn(sessions, arguments.rounds).items():
+        for title, times in time_in_turn(sessions, arguments.points, arguments.rounds).items():
             results["variants"][title]["ms"] = times
     reference = next(iter(sessions.values()))
     sample = read_karpathy(arguments.calibration or arguments.data, "test").limit(16).take(1)
@@ -419,6 +420,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="dataset; default: that of --data")
     parser.add_argument("--images", type=int, default=256, help="images to calibrate on")
     parser.add_argument("--threads", type=int, default=default_threads())
+    points = ["image:1", "image:8", "text:1", "text:32"]
+    parser.add_argument("--points", nargs="+", default=points, help="image:BATCH or text:BATCH")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", help="variants whose title has one of these words")
     parts = ("prepare", "quality", "timing")
