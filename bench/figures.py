@@ -195,7 +195,7 @@ def demo(bench: Bench) -> Rows:
 def peers(bench: Bench) -> Rows:
     """The encoders beside other exporters and runtimes, and the bound of their products."""
     folder = bench.out / "peers"
-    points = ("text:1x16",) if bench.quick else ("image:1", "text:1x16", "text:32x16")
+    points = ("text:1x16",) if bench.quick else ("image:1", "image:8", "text:1x16", "text:32x16")
     rounds = 1 if bench.quick else 4
     bench.run(
         *(HERE / "encoders.py", bench.checkpoint(), "--out", folder),
@@ -337,7 +337,7 @@ PARTS = {
     "full": Part(full, 4),
     "large": Part(large, 3),
     "reproducibility": Part(reproducibility, 6),
-    "peers": Part(peers, 7),
+    "peers": Part(peers, 9),
 }
 
 
