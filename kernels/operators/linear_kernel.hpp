@@ -1,10 +1,10 @@
 // A linear layer with its bias and GELU, in terms of `Vector` (../alignment/vector_*.hpp).
 //
 // The weight comes packed in panels of 64 columns, [panel][depth][64], so that a thread reads it
-// from front to back once for many rows. A block of kDepthBlock rows of a panel stays in the
-// first-level cache while every tile of input rows is multiplied with it; meanwhile the block that
-// comes next is fetched: with few rows, a network's weights come from memory in every call, and
-// waiting for them would take as long as some of the products.
+// from front to back once for many rows. A block of a panel stays close while every tile of input
+// rows is multiplied with it; meanwhile the block that comes next is fetched: with few rows, a
+// network's weights come from memory in every call, and waiting for them would take as long as the
+// products.
 #pragma once
 
 #include <stdint.h>
@@ -17,12 +17,16 @@ namespace {
 using hat_operators::kPanelColumns;
 using hat_operators::LinearPlan;
 
-constexpr int64_t kDepthBlock = 128;  // 32 KiB of a panel
-constexpr int64_t kRowBlock = 288;    // rows of a task
-constexpr int kLinearRows = 6;        // with the vectors below: as many accumulators as there are
-                                      // registers for, after one row of the panel and an input
+// Rows of a panel that form a block. With few rows of input the block must come from the
+// first-level cache (32 KiB); with many, longer blocks are worth more, since sums are loaded and
+// stored once per block.
+constexpr int64_t kFewRows = 32, kShortBlock = 128, kLongBlock = 384;
+constexpr int64_t kRowBlock = 144;  // rows of a task
+constexpr int kLinearRows = 6;      // with the vectors below: as many accumulators as there are
+                                    // registers for, after one row of the panel and an input
 constexpr int kLinearVectors = kTileRows * kTileVectors >= 24 ? 4 : 2;
 constexpr int64_t kLineFloats = 16;  // of a cache line
+constexpr int64_t kRowLines = kPanelColumns / kLineFloats;
 
 // x Phi(x), Phi the normal distribution. Phi(-a) = exp(-a^2 / 2) R(a) for a >= 0, where R is a
 // polynomial in 1 / (1 + 0.38 a): minimax, within 5.2e-9 of Phi. Results are within 1.5e-7 |x|.
@@ -48,10 +52,10 @@ inline Vector gelu(Vector x) {
 }
 
 // c[i, :] = (bias or c[i, :]) + sum_k a[i, k] b[k, :], and then its GELU if `activate`.
-// `ahead` advances a cache line per k and is fetched into the second-level cache.
+// For every k, the next `lines` cache lines from `ahead` are fetched into the second-level cache.
 template <int Rows, int Vectors>
 void linear_tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const float* bias,
-                 bool activate, const float* ahead, float* c, int64_t c_stride) {
+                 bool activate, const float* ahead, int64_t lines, float* c, int64_t c_stride) {
     Vector sum[Rows][Vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
@@ -64,8 +68,8 @@ void linear_tile(const float* a, int64_t a_stride, const float* b, int64_t depth
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; ++j) right[j] = Vector::load(b + j * kLanes);
         b += kPanelColumns;
-        __builtin_prefetch(ahead, 0, 2);
-        ahead += kLineFloats;
+        for (int64_t line = 0; line < lines; ++line, ahead += kLineFloats)
+            __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i) {
             const Vector left = Vector::set(a[i * a_stride + k]);
@@ -85,7 +89,7 @@ void linear_tile(const float* a, int64_t a_stride, const float* b, int64_t depth
 }
 
 using LinearTile = void (*)(const float*, int64_t, const float*, int64_t, const float*, bool,
-                            const float*, float*, int64_t);
+                            const float*, int64_t, float*, int64_t);
 
 template <int Rows, int Vectors = kLinearVectors>
 LinearTile linear_tile_of_width(int64_t vectors) {
@@ -103,9 +107,16 @@ LinearTile choose_linear_tile(int64_t rows, int64_t vectors) {
     return linear_tile_of_width<Rows>(vectors);
 }
 
+int64_t row_blocks(const LinearPlan& plan) { return (plan.rows + kRowBlock - 1) / kRowBlock; }
+
 int64_t linear_tasks(const LinearPlan& plan) {
     const int64_t panels = (plan.columns + kPanelColumns - 1) / kPanelColumns;
-    return (plan.rows + kRowBlock - 1) / kRowBlock * panels;
+    return row_blocks(plan) * panels;
+}
+
+// How many of `whole` the part `index` of `parts` gets; the first ones get more.
+int64_t shared_out(int64_t whole, int64_t parts, int64_t index) {
+    return whole / parts + (index < whole % parts);
 }
 
 // One panel by one block of rows; the panel's columns are all written, so the last, narrower
@@ -114,23 +125,26 @@ void linear_panel(const LinearPlan& plan, const float* x, int64_t rows, const fl
                   const float* next, const float* bias, int64_t vectors, float* c,
                   int64_t c_stride) {
     const int64_t tiles = (rows + kLinearRows - 1) / kLinearRows;
-    for (int64_t k = 0; k < plan.depth; k += kDepthBlock) {
-        const int64_t depth = least(kDepthBlock, plan.depth - k);
+    const int64_t passes = tiles * ((vectors + kLinearVectors - 1) / kLinearVectors);
+    const int64_t step = rows < kFewRows ? kShortBlock : kLongBlock;
+    for (int64_t k = 0; k < plan.depth; k += step) {
+        const int64_t depth = least(step, plan.depth - k);
         const bool last = k + depth == plan.depth;
         const float* block = panel + k * kPanelColumns;
-        const float* coming = last ? next : block + depth * kPanelColumns;
-        // A panel's row is four cache lines: the first four passes over k fetch the coming block.
+        const float* ahead = last ? next : block + depth * kPanelColumns;
         int64_t pass = 0;
         for (int64_t v = 0; v < vectors; v += kLinearVectors) {
             const int64_t wide = least(kLinearVectors, vectors - v);
             int64_t row = 0;
             for (int64_t t = 0; t < tiles; ++t, ++pass) {
-                const int64_t tall = rows / tiles + (t < rows % tiles);
-                const float* ahead = pass < 4 ? coming + pass * depth * kLineFloats : block;
+                const int64_t tall = shared_out(rows, tiles, t);
+                // The passes over k share out the lines of the coming block.
+                const int64_t lines = shared_out(kRowLines, passes, pass);
                 choose_linear_tile(tall, wide)(
                     x + row * plan.depth + k, plan.depth, block + v * kLanes, depth,
-                    k ? nullptr : bias + v * kLanes, last && plan.activate, ahead,
+                    k ? nullptr : bias + v * kLanes, last && plan.activate, ahead, lines,
                     c + row * c_stride + v * kLanes, c_stride);
+                ahead += lines * depth * kLineFloats;
                 row += tall;
             }
         }
@@ -139,12 +153,13 @@ void linear_panel(const LinearPlan& plan, const float* x, int64_t rows, const fl
 
 void run_linear(const LinearPlan& plan, int64_t first, int64_t last) {
     const int64_t panels = (plan.columns + kPanelColumns - 1) / kPanelColumns;
+    const int64_t blocks = row_blocks(plan);
     float start[kPanelColumns];
     float ragged[kLinearRows * kPanelColumns];
     for (int64_t task = first; task < last; ++task) {
         const int64_t index = task % panels, column = index * kPanelColumns;
-        const int64_t row = task / panels * kRowBlock;
-        const int64_t rows = least(kRowBlock, plan.rows - row);
+        const int64_t part = task / panels, row = plan.rows * part / blocks;
+        const int64_t rows = plan.rows * (part + 1) / blocks - row;
         const int64_t columns = least(kPanelColumns, plan.columns - column);
         const float* panel = plan.weight + column * plan.depth;
         // Behind the last panel nothing is read; fetching what is there already does no harm.
