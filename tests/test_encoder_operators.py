@@ -36,7 +36,12 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def run(
     kind: str, inputs: dict[str, np.ndarray], outputs: int = 1, threads: int = 1, **attributes: Any
 ) -> list[np.ndarray]:
-    types = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+    types = {
+        "float32": TensorProto.FLOAT,
+        "int8": TensorProto.INT8,
+        "int32": TensorProto.INT32,
+        "int64": TensorProto.INT64,
+    }
     names = [f"out{index}" for index in range(outputs)]
     graph = helper.make_graph(
         [helper.make_node(kind, list(inputs), names, domain="hat_export", **attributes)],

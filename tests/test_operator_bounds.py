@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hat_export.export.packed import to_panels
+from hat_export.export.packed import to_int8_panels, to_panels
 from hat_export.kernels import alignment_cpu
 from test_encoder_operators import PATHS, run
 
@@ -28,6 +28,7 @@ INPUTS = {
     "MaskedAttention": ("qkv", "qkv_bias", "attention_mask"),
     "AddLayerNorm": ("branch", "stream", "gamma", "beta", "bias"),
     "Linear": ("x", "weight", "bias"),
+    "Int8Linear": ("x", "weight", "scale", "totals", "bias"),
 }
 
 
@@ -88,6 +89,13 @@ def run_guarded(kind: str, guarded: str) -> None:
             feed["weight"] = to_panels(values(columns, depth))
             feed = {name: feed[name] for name in INPUTS[kind]}
             feeds.append((feed, 1, {"columns": columns, "gelu": 1}))
+    elif kind == "Int8Linear":
+        for rows, depth, columns in [(1, 1, 1), (7, 3, 70), (33, 129, 64), (17, 300, 33)]:
+            weight = np.full((depth, columns), 3, np.int8)
+            feed = {"x": values(rows, depth), "weight": to_int8_panels(weight)}
+            feed |= {"scale": values(columns), "totals": weight.sum(0, dtype=np.int32)}
+            feed["bias"] = values(columns)
+            feeds.append((feed, 1, {"columns": columns, "gelu": 1, "largest_weight": 3}))
     else:
         for width in (1, 7, 16, 33, 100):
             feed = {name: values(width) for name in INPUTS[kind]}

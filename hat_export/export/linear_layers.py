@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hat_export.export.packed import HAT_EXPORT, from_panels, to_panels
+from hat_export.export.packed import HAT_EXPORT, from_panels, to_int8_panels, to_panels
 
 #: Domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
 #: Endings of a weight's name in either form.
 PANELS, TRANSPOSED = ".weight/panels", ".weight^T"
-LINEAR = "Linear"
+LINEAR, INT8_LINEAR = "Linear", "Int8Linear"
+#: ONNX Runtime's product in 8 bits, its input rounded in steps that fit the whole batch.
+INT8_PRODUCT = "DynamicQuantizeMatMul"
 
 
 def split_linear(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -49,14 +51,17 @@ def split_linear(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     return _rebuilt(model, nodes, weights), count
 
 
-def fuse_linear(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The reverse of :func:`split_linear`.
+def fuse_linear(model: onnx.ModelProto, int8: bool = False) -> tuple[onnx.ModelProto, int]:
+    """The reverse of :func:`split_linear`, and the same for products in 8 bits if asked for.
 
     A product is fused if its right side is a stored float32 matrix of a linear layer, with a sum or
     a GELU that follows it if nothing else uses the product and the sum is with a stored vector.
+    ``DynamicQuantizeMatMul`` becomes ``Int8Linear``, which rounds every row in steps of its own:
+    more exact, and no row's result depends on what else is in the batch.
 
     Args:
         model: A graph for ONNX Runtime; not changed.
+        int8: Whether to fuse products in 8 bits too.
 
     Returns:
         A new graph, and how many layers were fused.
@@ -74,33 +79,63 @@ def fuse_linear(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     for node in model.graph.node:
         if node.name in absorbed:
             continue
-        if not _is_layer(node, stored):
+        if _is_layer(node, stored):
+            kind, bias = LINEAR, ""
+            inputs, options = _panels(node, stored, weights)
+        elif int8 and _is_int8_layer(node, stored):
+            kind, bias = INT8_LINEAR, node.input[4] if len(node.input) > 4 else ""
+            inputs, options = _int8_panels(node, stored, weights)
+        else:
             nodes.append(node)
             continue
         count += 1
-        value, weight = node.input
-        array = numpy_helper.to_array(stored[weight]).T
-        panels = weight.removesuffix(TRANSPOSED) + PANELS
-        if panels not in weights:
-            weights[panels] = numpy_helper.from_array(to_panels(array), panels)
-        last, bias = node, ""
+        last = node
         following = users.get(node.output[0], [])
         if len(following) == 1 and node.output[0] not in outputs:
-            bias = _bias(following[0], node.output[0], stored)
-            if bias or following[0].op_type == "Gelu":
+            added = "" if bias else _bias(following[0], node.output[0], stored)
+            if added or following[0].op_type == "Gelu":
+                bias = bias or added
                 last = following[0]
                 absorbed.add(last.name)
         fused = helper.make_node(
-            LINEAR,
-            [value, panels, bias] if bias else [value, panels],
+            kind,
+            [node.input[0], *inputs, *([bias] if bias else [])],
             last.output,
-            name=_renamed(node.name, "MatMul", LINEAR),
+            name=_renamed(node.name, node.op_type, kind),
             domain=HAT_EXPORT,
-            columns=len(array),
             gelu=int(last.op_type in ("BiasGelu", "Gelu")),
+            **options,
         )
         nodes.append(fused)
     return _rebuilt(model, nodes, weights), count
+
+
+def _panels(
+    node: onnx.NodeProto,
+    stored: dict[str, onnx.TensorProto],
+    weights: dict[str, onnx.TensorProto],
+) -> tuple[list[str], dict[str, int]]:
+    """The inputs of ``Linear`` that hold a float32 layer's weight, and its attributes."""
+    array = numpy_helper.to_array(stored[node.input[1]]).T
+    name = node.input[1].removesuffix(TRANSPOSED) + PANELS
+    if name not in weights:
+        weights[name] = numpy_helper.from_array(to_panels(array), name)
+    return [name], {"columns": len(array)}
+
+
+def _int8_panels(
+    node: onnx.NodeProto,
+    stored: dict[str, onnx.TensorProto],
+    weights: dict[str, onnx.TensorProto],
+) -> tuple[list[str], dict[str, int]]:
+    """The same of a layer in 8 bits: weight, scale, and the sums of its columns."""
+    values, scale = (numpy_helper.to_array(stored[name]) for name in node.input[1:3])
+    panels, totals = f"{node.input[1]}/panels", f"{node.input[1]}/totals"
+    if panels not in weights:
+        weights[panels] = numpy_helper.from_array(to_int8_panels(values), panels)
+        weights[totals] = numpy_helper.from_array(values.sum(0, dtype=np.int32), totals)
+    largest = int(np.abs(values.astype(np.int16)).max(initial=0))
+    return [panels, node.input[2], totals], {"columns": len(scale), "largest_weight": largest}
 
 
 def _pieces(
@@ -127,6 +162,18 @@ def _is_layer(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool
         and weight.data_type == onnx.TensorProto.FLOAT
         and len(weight.dims) == 2
         and weight.name.endswith(TRANSPOSED)
+    )
+
+
+def _is_int8_layer(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
+    if node.op_type != INT8_PRODUCT or node.domain != MICROSOFT or any(node.input[3:4]):
+        return False
+    values, scale = stored.get(node.input[1]), stored.get(node.input[2])
+    return (
+        values is not None
+        and scale is not None
+        and values.data_type == onnx.TensorProto.INT8
+        and list(scale.dims) == list(values.dims[1:])
     )
 
 

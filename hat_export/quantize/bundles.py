@@ -228,9 +228,9 @@ class Quantizer:
         if not mine:
             return onnx.load(path)
         model = quantize_graph(load_products(path), plan, ranges, grams)
-        # Layers that stay float32 are the fastest as they were.
+        # Layers that stay float32 are the fastest as they were; those in int8 as they can be.
         packed = self.source.manifest.attention_form == PACKED_ATTENTION
-        return fuse_linear(model)[0] if packed else model
+        return fuse_linear(model, target.int8_linear)[0] if packed else model
 
     def _write_graph(self, model: onnx.ModelProto, folder: Path, name: str) -> GraphInfo:
         before = self.source.manifest.graphs[name]

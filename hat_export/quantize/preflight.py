@@ -24,8 +24,11 @@ from hat_export.spec import ModelSpec
 
 #: Words of the caption that is measured.
 WORDS = 16
-#: Calls that are timed of each product and scheme; the median counts.
-CALLS = 9
+#: Rounds of the schemes in turn, and calls of each in a round that are timed; the median counts.
+ROUNDS, CALLS = 3, 3
+#: Seconds before a scheme's turn: threads of the one before spin for a while, waiting for work, and
+#: would take its cores.
+PAUSE = 0.02
 #: Products of one size in a row, so that a call is long beside its own overhead.
 CHAIN = 4
 
@@ -137,8 +140,8 @@ def _time(
     sessions = {}
     for scheme in schemes:
         model = _products(rows, inner, outer, scheme, target)
-        if packed and scheme == FP32:
-            model = fuse_linear(model)[0]
+        if packed:
+            model = fuse_linear(model, target.int8_linear)[0]
         sessions[scheme] = onnxruntime.InferenceSession(
             model.SerializeToString(),
             session_options(threads, packed),
@@ -146,11 +149,13 @@ def _time(
         )
     feed = {"x": np.random.default_rng(0).standard_normal((1, rows, inner), np.float32)}
     samples: dict[str, list[float]] = {scheme: [] for scheme in schemes}
-    for call in range(CALLS + 2):
+    for _ in range(ROUNDS):
         for scheme, session in sessions.items():
-            started = time.perf_counter()
+            time.sleep(PAUSE)
             session.run(None, feed)
-            if call > 1:
+            for _ in range(CALLS):
+                started = time.perf_counter()
+                session.run(None, feed)
                 samples[scheme].append((time.perf_counter() - started) / CHAIN)
     return {scheme: float(np.median(times)) for scheme, times in samples.items()}
 
@@ -204,7 +209,10 @@ def preflight_report(found: Preflight, spec: ModelSpec, threads: int) -> Report:
                 f"{scheme} makes the products of {' and '.join(slower)} slower than float32 on "
                 "this machine: use it for size, or not at all."
             )
-    note = f"Products only, of one image or one caption of {WORDS} words; medians of {CALLS} calls."
+    note = (
+        f"Products only, of one image or one caption of {WORDS} words; "
+        f"medians of {ROUNDS * CALLS} calls."
+    )
     return Report(
         "preflight",
         f"Preflight: {spec.name}",

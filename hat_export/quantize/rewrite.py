@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hat_export.export.linear_layers import MICROSOFT
+from hat_export.export.linear_layers import INT8_PRODUCT, MICROSOFT
 from hat_export.export.qdq import activation_pair, stored_weight
 from hat_export.quantize.layers import Layer, find_layers
 from hat_export.quantize.plan import Plan
@@ -130,7 +130,7 @@ class _Rewriting:
         ]
         following = self._bias(node)
         if following is None:
-            self._own("DynamicQuantizeMatMul", node, inputs)
+            self._own(INT8_PRODUCT, node, inputs)
             return
         add, bias = following
         self.absorbed.add(add.name)
@@ -138,7 +138,7 @@ class _Rewriting:
         joined.CopyFrom(node)
         del joined.output[:]
         joined.output.extend(add.output)
-        self._own("DynamicQuantizeMatMul", joined, [*inputs, "", bias])
+        self._own(INT8_PRODUCT, joined, [*inputs, "", bias])
 
     def _bias(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, str] | None:
         """The sum with a stored vector that alone follows a product, and the vector."""

@@ -60,6 +60,7 @@ class Target:
         signed_activations: int8 symmetric around 0 (zero point 0), or uint8 with a zero point.
         standard: Whether graphs may hold standard ONNX operators only.
         schemes: What it can run.
+        int8_linear: Whether this project's int8 operator beats ONNX Runtime's there.
         requires: CPU features of which a machine needs one to run such a bundle rightly; none
             named: no need.
         reason: Why so, for reports.
@@ -70,6 +71,7 @@ class Target:
     signed_activations: bool
     standard: bool
     schemes: tuple[str, ...]
+    int8_linear: bool
     requires: tuple[str, ...]
     reason: str
 
@@ -87,6 +89,7 @@ TARGETS = {
             False,
             False,
             _ON_CPUS,
+            True,
             EXACT_PRODUCTS,
             "VNNI and AMX sum uint8 x int8 products in 32 bits: the whole range is usable",
         ),
@@ -97,6 +100,7 @@ TARGETS = {
             False,
             False,
             _ON_CPUS,
+            True,
             (),
             "vpmaddubsw sums two uint8 x int8 products in 16 bits and saturates beyond 32767: "
             "weights stay within +-64",
@@ -107,6 +111,7 @@ TARGETS = {
             True,
             False,
             _ON_CPUS,
+            False,
             (),
             "SDOT sums int8 x int8 products in 32 bits: symmetric activations need no zero point",
         ),
@@ -116,6 +121,7 @@ TARGETS = {
             True,
             True,
             ("int8-static", "fp8", "int8-weights", "int4-weights"),
+            False,
             (),
             "TensorRT takes standard Q/DQ operators with zero point 0",
         ),

@@ -1,5 +1,5 @@
-// The operators WindowAttention, MaskedAttention, AddLayerNorm and Linear as ONNX Runtime sees
-// them.
+// The operators WindowAttention, MaskedAttention, AddLayerNorm, Linear and Int8Linear as ONNX
+// Runtime sees them.
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../alignment/alignment.h"
+#include "int8_products.hpp"
 #include "kernels.hpp"
 #include "operator.hpp"
 
@@ -17,16 +18,24 @@ namespace {
 
 constexpr std::int64_t kLargestHeads = 1024;
 constexpr std::int64_t kLargestColumns = 1 << 20;
+// Rounding fewer values than this takes less time than waking threads for it.
+constexpr std::int64_t kFewValues = 32 * 1024;
+// 255 * 128 * 65,000 is still an int32.
+constexpr std::int64_t kLargestInt8Depth = 65'000;
 // Ranges of tasks that are handed out: enough to even threads out, few enough that scratch memory
 // and the places of a window are set up seldom.
 constexpr std::int64_t kRanges = 32;
 constexpr std::size_t kCacheLine = 64;
 
-const Kernels& kernels_here() {
+std::int32_t path_here() {
     std::int32_t path = HAT_ALIGNMENT_AUTO;
     const std::int32_t status = hat_alignment_resolve_path(path, &path);
     if (status != HAT_ALIGNMENT_OK) throw InputError(hat_alignment_message(status));
-    switch (path) {
+    return path;
+}
+
+const Kernels& kernels_here() {
+    switch (path_here()) {
 #ifdef HAT_ALIGNMENT_BUILD_X86
         case HAT_ALIGNMENT_AVX2:
             return kernels_avx2;
@@ -42,25 +51,34 @@ const Kernels& kernels_here() {
     }
 }
 
-// A thread's scratch memory, kept from call to call: fresh memory would be paid for page by page.
-float* scratch(std::size_t floats) {
-    struct Memory {
-        float* start = nullptr;
-        std::size_t floats = 0;
-        ~Memory() { release(); }
-        void release() { ::operator delete(start, std::align_val_t{kCacheLine}); }
-    };
-    thread_local Memory memory;
-    if (memory.floats < floats) {
-        memory.release();
-        memory.start = nullptr;
-        memory.floats = 0;
-        memory.start = static_cast<float*>(
-            ::operator new(floats * sizeof(float), std::align_val_t{kCacheLine}));
-        memory.floats = floats;
+// Memory that grows, kept from call to call: fresh memory would be paid for page by page.
+class Memory {
+  public:
+    Memory() = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    ~Memory() { release(); }
+
+    void* of(std::size_t bytes) {
+        if (bytes_ < bytes) {
+            release();
+            start_ = nullptr;
+            bytes_ = 0;
+            start_ = ::operator new(bytes, std::align_val_t{kCacheLine});
+            bytes_ = bytes;
+        }
+        return start_;
     }
-    return memory.start;
-}
+
+  private:
+    void release() { ::operator delete(start_, std::align_val_t{kCacheLine}); }
+
+    void* start_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+// Of each thread: what its task works in, and what the tasks of its call share.
+thread_local Memory task_memory, call_memory;
 
 // Calls work(first, last) for ranges that make up [0, tasks).
 template <class Work>
@@ -73,22 +91,32 @@ void in_ranges(std::int64_t tasks, const ParallelFor& parallel_for, const Work& 
     });
 }
 
+// As in_ranges, calling work(memory, first, last) with that many bytes of memory.
+template <class Work>
+void with_memory(std::int64_t tasks, std::size_t bytes, const ParallelFor& parallel_for,
+                 const Work& work) {
+    // No exception may leave a task: the threads belong to somebody else.
+    std::atomic<bool> no_memory{false};
+    in_ranges(tasks, parallel_for, [&](std::int64_t first, std::int64_t last) {
+        try {
+            work(task_memory.of(bytes), first, last);
+        } catch (const std::bad_alloc&) {
+            no_memory = true;
+        }
+    });
+    if (no_memory) throw std::bad_alloc();
+}
+
 void attend(const AttentionPlan& plan, const ParallelFor& parallel_for) {
     const Kernels& kernels = kernels_here();
     const std::int64_t keys = plan.window ? plan.window * plan.window : plan.tokens;
     const std::int64_t tasks = keys ? plan.items * (plan.tokens / keys) * plan.heads : 0;
     if (!tasks) return;
     const auto floats = static_cast<std::size_t>(kernels.attention_workspace(plan));
-    // No exception may leave a task: the threads belong to somebody else.
-    std::atomic<bool> no_memory{false};
-    in_ranges(tasks, parallel_for, [&](std::int64_t first, std::int64_t last) {
-        try {
-            kernels.attend(plan, scratch(floats), first, last);
-        } catch (const std::bad_alloc&) {
-            no_memory = true;
-        }
-    });
-    if (no_memory) throw std::bad_alloc();
+    with_memory(tasks, floats * sizeof(float), parallel_for,
+                [&](void* memory, std::int64_t first, std::int64_t last) {
+                    kernels.attend(plan, static_cast<float*>(memory), first, last);
+                });
 }
 
 // What both operators read: qkv [items, tokens, 3 * heads * head_dim] and its bias.
@@ -266,8 +294,82 @@ struct Linear {
     }
 };
 
+struct Int8Linear {
+    static constexpr std::size_t kOutputs = 1;
+    static constexpr const char* kName = "Int8Linear";
+    static constexpr std::array<const char*, 5> kInputs = {"x", "weight", "scale", "totals",
+                                                           "bias"};
+    static constexpr std::size_t kRequiredInputs = 4;
+    static int input_type(std::size_t index) {
+        return index == 1 ? abi::kInt8 : index == 3 ? abi::kInt32 : abi::kFloat;
+    }
+
+    const Api& api;
+    std::int64_t columns, largest;
+    bool activate;
+
+    Int8Linear(const Api& api, const abi::KernelInfo* info)
+        : api(api),
+          columns(read_between(api, info, "columns", 1, kLargestColumns)),
+          largest(read_between(api, info, "largest_weight", 0, 128)),
+          activate(read_between(api, info, "gelu", 0, 1) != 0) {}
+
+    void compute(abi::KernelContext* context) const {
+        const Tensor x = read_input(api, context, 0);
+        if (x.shape.empty() || x.shape.back() < 1 || x.shape.back() > kLargestInt8Depth)
+            throw InputError("x: expected [..., depth], depth up to " +
+                             std::to_string(kLargestInt8Depth) + ", got " + text_of(x.shape));
+        Int8LinearPlan plan{};
+        plan.depth = x.shape.back();
+        plan.padded = (plan.depth + kInt8Depth - 1) / kInt8Depth * kInt8Depth;
+        plan.columns = columns;
+        plan.activate = activate;
+        const Tensor weight = read_input(api, context, 1);
+        const std::int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns;
+        expect_shape("weight", weight, {panels, plan.padded / 4, kPanelColumns, 4});
+        const Tensor scale = read_input(api, context, 2);
+        expect_shape("scale", scale, {columns});
+        const Tensor totals = read_input(api, context, 3);
+        expect_shape("totals", totals, {columns});
+        const Tensor bias = read_optional(api, context, 4);
+        if (bias.data) expect_shape("bias", bias, {columns});
+        std::vector<std::int64_t> shape = x.shape;
+        shape.back() = columns;
+        plan.rows = 1;
+        for (std::size_t i = 0; i + 1 < shape.size(); ++i) plan.rows *= shape[i];
+        plan.x = static_cast<const float*>(x.data);
+        plan.weight = static_cast<const std::int8_t*>(weight.data);
+        plan.scale = static_cast<const float*>(scale.data);
+        plan.totals = static_cast<const std::int32_t*>(totals.data);
+        plan.bias = static_cast<const float*>(bias.data);
+        plan.y = static_cast<float*>(make_output(api, context, 0, shape));
+        plan.products = int8_products_here(path_here(), largest);
+        const auto rows = static_cast<std::size_t>(plan.rows);
+        const std::size_t rounded = (rows + kInt8Rows) * static_cast<std::size_t>(plan.padded);
+        const std::size_t each = rows * sizeof(float);
+        auto* memory = static_cast<unsigned char*>(call_memory.of(rounded + 2 * each));
+        plan.rounded = memory;
+        plan.step = reinterpret_cast<float*>(memory + rounded);
+        plan.zero = reinterpret_cast<std::int32_t*>(memory + rounded + each);
+        const Kernels& kernels = kernels_here();
+        const ParallelFor parallel_for = session_threads(api, context);
+        if (plan.rows * plan.depth < kFewValues)
+            kernels.round_rows(plan, 0, plan.rows);
+        else
+            in_ranges(plan.rows, parallel_for, [&](std::int64_t first, std::int64_t last) {
+                kernels.round_rows(plan, first, last);
+            });
+        const auto bytes = static_cast<std::size_t>(kernels.int8_linear_workspace(plan));
+        with_memory(kernels.int8_linear_tasks(plan), bytes, parallel_for,
+                    [&](void* sums, std::int64_t first, std::int64_t last) {
+                        kernels.int8_linear(plan, static_cast<std::int32_t*>(sums), first, last);
+                    });
+    }
+};
+
 }  // namespace
 
+constinit const abi::CustomOp kInt8LinearOperator = make_operator<Int8Linear>();
 constinit const abi::CustomOp kLinearOperator = make_operator<Linear>();
 constinit const abi::CustomOp kAddLayerNormOperator = make_operator<AddLayerNorm>();
 constinit const abi::CustomOp kWindowAttentionOperator = make_operator<WindowAttention>();

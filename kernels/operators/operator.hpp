@@ -111,6 +111,7 @@ constexpr abi::CustomOp make_operator() {
 
 extern const abi::CustomOp kAlignmentOperator;
 extern const abi::CustomOp kAddLayerNormOperator;
+extern const abi::CustomOp kInt8LinearOperator;
 extern const abi::CustomOp kLinearOperator;
 extern const abi::CustomOp kWindowAttentionOperator;
 extern const abi::CustomOp kMaskedAttentionOperator;

@@ -30,6 +30,8 @@ struct TensorInfo;
 inline constexpr int kFail = 1;             // OrtErrorCode
 inline constexpr int kInvalidArgument = 2;  // OrtErrorCode
 inline constexpr int kFloat = 1;            // ONNXTensorElementDataType
+inline constexpr int kInt8 = 3;             // ONNXTensorElementDataType
+inline constexpr int kInt32 = 6;            // ONNXTensorElementDataType
 inline constexpr int kInt64 = 7;            // ONNXTensorElementDataType
 inline constexpr int kRequired = 0;         // OrtCustomOpInputOutputCharacteristic
 inline constexpr int kOptional = 1;         // OrtCustomOpInputOutputCharacteristic
