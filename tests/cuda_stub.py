@@ -1,6 +1,7 @@
 """CUDA and TensorRT in the host's memory: what a session calls, in what order, to what result.
 
-Device memory is host memory, a stream runs at once, and an engine is an ONNX graph in ONNX Runtime
+Device memory is host memory, a stream runs at once, its clock knows a fixed time for each copy and
+each run of an engine, and an engine is an ONNX graph in ONNX Runtime
 that reads and writes the addresses it was given. Wrong shapes, forgotten copies and stale addresses
 give wrong numbers or a crash here as they would on a GPU.
 """
@@ -20,6 +21,9 @@ import onnxruntime
 
 from hat_export.bundle import Bundle
 
+#: Microseconds that a copy to the device, a run of an engine and a copy back take.
+COPY_UP, RUN, COPY_BACK = 1, 4, 2
+
 
 class CudaStub:
     """``cuda.bindings.runtime``: every function gives an error code (0) and its results."""
@@ -29,6 +33,8 @@ class CudaStub:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.now = 0
+        self.recorded: dict[str, int] = {}
         self.memory: dict[int, Any] = {}
         self.handles: set[str] = set()
         self.capturing: list[Callable[[], None]] | None = None
@@ -68,6 +74,7 @@ class CudaStub:
         self, target: int, source: int, count: int, kind: str, stream: str
     ) -> tuple[int]:
         self.calls.append(kind)
+        self.now += COPY_UP if kind == "up" else COPY_BACK
         ctypes.memmove(target, source, count)
         return (0,)
 
@@ -78,10 +85,11 @@ class CudaStub:
         return self._handle("event")
 
     def cudaEventRecord(self, event: str, stream: str) -> tuple[int]:
+        self.recorded[event] = self.now
         return (0,)
 
     def cudaEventElapsedTime(self, start: str, end: str) -> tuple[int, float]:
-        return 0, 2.0
+        return 0, (self.recorded[end] - self.recorded[start]) / 1e3
 
     def cudaStreamSynchronize(self, stream: str) -> tuple[int]:
         self.calls.append("wait")
@@ -105,7 +113,7 @@ class CudaStub:
     def cudaGraphLaunch(self, executable: str, stream: str) -> tuple[int]:
         self.calls.append("launch graph")
         for action in self.graphs[executable]:
-            action()
+            self._work(action)
         return (0,)
 
     def _destroy(self, handle: str) -> tuple[int]:
@@ -118,9 +126,13 @@ class CudaStub:
         """An engine's work: done at once, or kept while a graph is captured."""
         self.calls.append("execute")
         if self.capturing is None:
-            action()
+            self._work(action)
         else:
             self.capturing.append(action)
+
+    def _work(self, action: Callable[[], None]) -> None:
+        self.now += RUN
+        action()
 
 
 class _Context:
