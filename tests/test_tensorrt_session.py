@@ -12,54 +12,29 @@ import numpy as np
 import pytest
 
 import hat_export.backends.tensorrt_backend as backend
-from cuda_stub import COPY_BACK, COPY_UP, RUN, CudaStub, tensorrt_stub
+from cuda_stub import (
+    COPY_BACK,
+    COPY_UP,
+    GPU,
+    PROFILES,
+    RUN,
+    CudaStub,
+    tensorrt_stub,
+    with_engines,
+)
 from hat_export import open_bundle
 from hat_export.backends.cuda import Cuda, open_cuda
 from hat_export.backends.engine_runner import PARTS, choose_profile
 from hat_export.backends.tensorrt_backend import TensorRtSession
-from hat_export.bundle import Bundle, list_files, write_manifest
+from hat_export.bundle import Bundle
 from hat_export.cli.bench_latency import latency
 from hat_export.errors import BackendUnavailableError, EngineError, InputError
 from hat_export.latency.record import read_run
 from hat_export.latency.report import latency_report
 from hat_export.report_file import read_report
 from hat_export.self_test import noise_captions, noise_pixels, run_self_test
-from hat_export.trt.engine_info import EngineInfo, Range
-from hat_export.trt.library import Gpu, TensorRT, find_gpu
-
-GPU = Gpu("Stub GPU", 89)
-PROFILES = (
-    {"images": Range(1, 1, 1), "captions": Range(1, 1, 1), "words": Range(3, 16, 32)},
-    {"images": Range(2, 3, 4), "captions": Range(2, 3, 5), "words": Range(3, 16, 32)},
-)
-
-
-def with_engines(
-    folder: Path, targets: tuple[int, ...] = (89,), library: str = "tensorrt"
-) -> Bundle:
-    """Turn a bundle into one whose engines the stub can load."""
-    bundle = Bundle.read(folder)
-    engines = {}
-    for name, graph in bundle.manifest.graphs.items():
-        (folder / f"{name}.engine").write_text(name)
-        (folder / f"{name}.build.log").write_text("")
-        dims = {dim for tensor in graph.inputs for dim in tensor.shape}
-        engines[name] = EngineInfo(
-            file=f"{name}.engine",
-            log=f"{name}.build.log",
-            library=library,
-            version="11.4.0",
-            targets=targets,
-            device="",
-            tf32=False,
-            profiles=tuple({k: v for k, v in p.items() if k in dims} for p in PROFILES),
-            attention_expected=0,
-            attention_fused=0,
-            attention_apart=(),
-            graph_sha256=bundle.graph_sha256(name),
-        )
-    write_manifest(folder, replace(bundle.manifest, engines=engines, files=list_files(folder)))
-    return Bundle.read(folder)
+from hat_export.trt.engine_info import Range
+from hat_export.trt.library import TensorRT, find_gpu
 
 
 def install(

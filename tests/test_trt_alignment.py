@@ -57,8 +57,8 @@ def test_rounding_to_tf32_keeps_ten_bits() -> None:
     """Against the rounding of the bits themselves."""
     values = np.random.default_rng(0).normal(0, 100, (64, 64)).astype(np.float32)
     bits = values.view(np.uint32)
-    # Half a unit of the last kept bit is added and the rest cut off; no value lies half-way.
-    assert ((bits & 0x1FFF) != 0x1000).all()
+    # Half a unit of the last kept bit is added and the rest cut off; values half-way are left out.
+    settled = (bits & 0x1FFF) != 0x1000
     expected = ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
     x, one, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [64, 64])
@@ -69,7 +69,7 @@ def test_rounding_to_tf32_keeps_ten_bits() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     session = onnxruntime.InferenceSession(rounded_to_tf32(model).SerializeToString())
     (found,) = session.run(None, {"x": values, "one": np.eye(64, dtype=np.float32)})
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[settled], expected[settled])
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hat_export.backends.alignment_inputs import pack_captions, plugin_inputs
 from hat_export.backends.cuda import Cuda, open_cuda
 from hat_export.backends.engine_runner import PARTS, EngineRunner
 from hat_export.bundle import (
@@ -96,6 +98,8 @@ class TensorRtSession(Session):
                 return engine.create_execution_context(config)
 
         graph = self._bundle.manifest.graphs[name]
+        if info.form == "plugin":
+            graph = replace(graph, inputs=plugin_inputs(self.spec))
         contexts = max(1, min(self.threads, MOST_CONTEXTS))
         capture = not library.finishes_on_device
         return EngineRunner(cuda, engine, make_context, graph, info, contexts, capture)
@@ -142,17 +146,27 @@ class TensorRtSession(Session):
         runner = self._runners["alignment"]
         feed = dict(zip(TEXT_OUTPUTS, texts.levels, strict=True)) | {"attention_mask": texts.mask}
         feed = self._with_words("alignment", feed)
-        regions = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
-        profile = runner.profile_for(runner.sizes({**regions, **feed}))
+        captions, words = feed["attention_mask"].shape
+        profile = runner.profile_for({"images": len(images), "captions": captions, "words": words})
+        parts = [
+            (self._alignment_inputs(few.arrays), few.real)
+            for few in runner.batches(profile["captions"], feed)
+        ]
         rows = []
+        regions = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
         for some in runner.batches(profile["images"], regions):
             columns = []
-            for few in runner.batches(profile["captions"], feed):
-                (scores,), seconds = runner.run({**some.arrays, **few.arrays}, ["scores"])
+            for few, real in parts:
+                (scores,), seconds = runner.run({**some.arrays, **few}, ["scores"])
                 runs.append(seconds)
-                columns.append(scores[: some.real, : few.real])
+                columns.append(scores[: some.real, :real])
             rows.append(np.concatenate(columns, axis=1))
         return np.concatenate(rows)
+
+    def _alignment_inputs(self, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Captions as the alignment engine takes them."""
+        plugin = self._bundle.manifest.engines["alignment"].form == "plugin"
+        return pack_captions(feed) if plugin else feed
 
     def _in_batches(
         self, name: str, dim: str, feed: Mapping[str, np.ndarray], outputs: Sequence[str]
@@ -230,6 +244,8 @@ def rebuild(bundle: Bundle) -> str:
     info: EngineInfo = next(iter(bundle.manifest.engines.values()))
     path = str(bundle.path)
     words = ["hat-export", "trt", path, f"{path}-rebuilt", f"--{bundle.manifest.precision}"]
+    if any(engine.form == "plugin" for engine in bundle.manifest.engines.values()):
+        words += ["--alignment", "plugin"]
     return f"build again with: {shlex.join(words)} --runtime {info.library}"
 
 

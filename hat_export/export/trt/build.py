@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from hat_export.bundle import TensorSpec
 from hat_export.errors import BackendUnavailableError, EngineError
+from hat_export.export.trt.alignment_network import PluginRequest, fill_network
 from hat_export.export.trt.fusion import EngineLayer, layers_in_log, layers_of_engine
 from hat_export.trt.engine_info import Profile, shape_range, target_names
 from hat_export.trt.library import TensorRT, find_gpu
@@ -33,6 +34,7 @@ class EngineRequest:
         profiles: Sizes that it shall take.
         targets: Compute capabilities; empty for the present GPU.
         tf32: Whether float32 products may round their inputs to TF32.
+        plugin: The alignment plugin that is built in place of the graph; ``inputs`` are its own.
     """
 
     graph: Path
@@ -40,6 +42,7 @@ class EngineRequest:
     profiles: tuple[Profile, ...]
     targets: tuple[int, ...]
     tf32: bool
+    plugin: PluginRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,13 @@ def build_engine(
                 "or with --runtime tensorrt-rtx"
             ) from None
         network = _network(trt, builder)
-        _parse(library, network, logger, request.graph, listener, log)
-        _allow_decomposition(trt, network)
+        if request.plugin is None:
+            _parse(library, network, logger, request.graph, listener, log)
+            _allow_decomposition(trt, network)
+        else:
+            # The kernel of the lowest target runs on the later ones too.
+            capability = min(request.targets) if request.targets else _present_capability()
+            fill_network(library, network, request.plugin, capability)
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = monitor
@@ -274,6 +282,13 @@ def _parse(
         reason = f"{first.desc()} (node {first.node_name()!r})" if first else "no reason given"
         listener.stop_if_interrupted()
         raise EngineError(f"{graph}: {library} can't read the graph: {reason}; its log is {log}")
+
+
+def _present_capability() -> int:
+    gpu = find_gpu()
+    if gpu is None:
+        raise BackendUnavailableError("the alignment plugin is compiled for a GPU: there is none")
+    return gpu.capability
 
 
 def _allow_decomposition(trt: Any, network: Any) -> None:
