@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from jaxtyping import Float32
 from onnx import TensorProto, helper, numpy_helper
 
 import hat_export
@@ -88,10 +89,45 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageFeatures, T
     return images, TextFeatures(tuple(level[order] for level in texts.levels), texts.lengths[order])
 
 
+def scores(
+    model: onnx.ModelProto, features: tuple[ImageFeatures, TextFeatures]
+) -> Float32[np.ndarray, "images captions"]:
+    """All pairs by an alignment graph."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+    def block(images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        feed = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
+        feed |= dict(zip(TEXT_OUTPUTS, texts.levels, strict=True))
+        result: np.ndarray = session.run(["scores"], feed | {"attention_mask": texts.mask})[0]
+        return result
+
+    return score_in_blocks(*features, block)
+
+
+@pytest.fixture(scope="module")
+def graph() -> onnx.ModelProto:
+    """The alignment graph in float32."""
+    with hat_export.load(DEMO / "hat-tiny-emojicap", threads=2) as session:
+        return alignment_graph(session.spec).model({})
+
+
+@pytest.fixture(scope="module")
+def reference(
+    graph: onnx.ModelProto, features: tuple[ImageFeatures, TextFeatures]
+) -> Float32[np.ndarray, "images captions"]:
+    """Its scores."""
+    return scores(graph, features)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("variant", ["tf32", "fp16 products"])
 def test_the_alignment_graph_keeps_recall(
-    variant: str, features: tuple[ImageFeatures, TextFeatures]
+    variant: str,
+    graph: onnx.ModelProto,
+    features: tuple[ImageFeatures, TextFeatures],
+    reference: Float32[np.ndarray, "images captions"],
 ) -> None:
     """Beside encoders of low precision products may use TF32; on sm_75 they are in fp16.
 
@@ -99,25 +135,9 @@ def test_the_alignment_graph_keeps_recall(
     reference is the same graph in float32. The largest observed drop that passes is an image of the
     thousand, as for fp16 encoders; the interval of the sum excludes a fifth of a point a recall.
     """
-    images, texts = features
     dataset = read_karpathy(DEMO / "emojicap", "test")
-    graph = alignment_graph(hat_export.load(DEMO / "hat-tiny-emojicap").spec).model({})
     lowered = {"tf32": rounded_to_tf32, "fp16 products": lambda m: emulated(fp16_products(m))}
-
-    def scores(model: onnx.ModelProto) -> np.ndarray:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-
-        def block(some: ImageFeatures, few: TextFeatures) -> np.ndarray:
-            feed = dict(zip(IMAGE_OUTPUTS, some.levels, strict=True))
-            feed |= dict(zip(TEXT_OUTPUTS, few.levels, strict=True))
-            result: np.ndarray = session.run(["scores"], feed | {"attention_mask": few.mask})[0]
-            return result
-
-        return score_in_blocks(images, texts, block)
-
-    found = compare(scores(graph), scores(lowered[variant](graph)), dataset.owners)
+    found = compare(reference, scores(lowered[variant](graph), features), dataset.owners)
     changes = deltas(found)
     shown = ", ".join(f"{name} {changes[name].difference:+.2f}" for name in RECALLS)
     rsum = changes["rsum"]

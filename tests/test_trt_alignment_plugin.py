@@ -21,16 +21,23 @@ import hat_export
 import hat_export.backends.tensorrt_backend as backend
 import hat_export.export.trt.alignment_network as network_module
 import hat_export.export.trt.build as build_module
+import hat_export.export.trt.cache as cache_module
+import hat_export.export.trt.request as request_module
+import hat_export.trt.library as library_module
 from cuda_stub import GPU, PROFILES, CudaStub, tensorrt_stub, with_engines
 from hat_export.backends.alignment_inputs import pack_captions, plugin_inputs, plugin_profile
 from hat_export.backends.cuda import Cuda
 from hat_export.bundle import Bundle, list_files, write_manifest
 from hat_export.errors import BackendUnavailableError, EngineError, InputError
 from hat_export.export.trt.alignment_network import PluginRequest, check_plugin, fill_network
+from hat_export.export.trt.engine_export import export_engines
+from hat_export.export.trt.request import ProfileRequest
 from hat_export.inspection import bundle_report, engine_commands
 from hat_export.self_test import noise_captions, noise_pixels
 from hat_export.spec import COSINE_FLOOR, LEAKY_SLOPE, NORM_EPSILON
+from hat_export.trt.engine_info import Range
 from hat_export.trt.library import Gpu, TensorRT
+from tensorrt_stub import TensorRtStub
 
 Values = Mapping[str, np.ndarray]
 
@@ -47,6 +54,7 @@ class Network:
     """``INetworkDefinition`` as far as the alignment needs it, on numpy."""
 
     def __init__(self) -> None:
+        self.num_layers = 0
         self.inputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.outputs: list[Tensor] = []
         self.casts: list[str] = []
@@ -220,6 +228,62 @@ def test_a_session_scores_with_it_as_with_the_graph(
         assert session.parts("alignment")["compute"] > 0
 
 
+def test_an_export_builds_it_and_says_so(
+    tiny_bundle: Path, plugin: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole export, with the two encoders' graphs parsed and the alignment's network filled."""
+    for module in (build_module, cache_module, network_module, request_module, library_module):
+        monkeypatch.setattr(module, "find_gpu", lambda: GPU)
+    module = TensorRtStub()
+    for name, value in vars(library().module).items():
+        if not name.startswith("__"):
+            setattr(module, name, value)
+    module.network = Network()
+    batch = Range(1, 8, 100)
+    found = export_engines(
+        tiny_bundle,
+        tmp_path / "out",
+        TensorRT("tensorrt", module),
+        "fp16",
+        [ProfileRequest(batch, shortest=1, tuned=16, longest=20)],
+        alignment="plugin",
+        cache=tmp_path / "cache",
+        threads=1,
+    )
+    manifest = Bundle.read(tmp_path / "out").manifest
+    assert {name: engine.form for name, engine in manifest.engines.items()} == {
+        "image": "graph",
+        "text": "graph",
+        "alignment": "plugin",
+    }
+    assert plugin == [GPU.capability]
+    assert [tensor.name for tensor in module.network.outputs] == ["scores"]
+    assert manifest.engines["alignment"].profiles == (
+        {
+            "images": Range(1, 8, 64),
+            "captions": Range(1, 8, 64),
+            "words": Range(1, 16, 20),
+            "rows": Range(1, 128, 1280),
+            "starts": Range(2, 9, 65),
+        },
+    )
+    assert ("caption_start", (2,), (9,), (65,)) in module.shapes
+    dim = manifest.spec.dim
+    assert ("text_level3_rows", (1, dim), (128, dim), (1280, dim)) in module.shapes
+    # With the graph it is another engine, not that of the cache.
+    again = export_engines(
+        tiny_bundle,
+        tmp_path / "graph",
+        TensorRT("tensorrt", module),
+        "fp16",
+        [ProfileRequest(batch, shortest=1, tuned=16, longest=20)],
+        cache=tmp_path / "cache",
+        threads=1,
+    )
+    assert [build.cached for build in found.builds] == [False, False, False]
+    assert [build.cached for build in again.builds] == [True, True, False]
+
+
 def test_packed_captions_have_the_factor_of_their_gram_matrix() -> None:
     random = np.random.default_rng(0)
     feed = {
@@ -273,12 +337,16 @@ def test_tensorrt_rtx_is_refused_in_one_line(tiny_bundle: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_kernel_is_for_the_lowest_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_for_the_target_or_for_all_from_sm_80_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(build_module, "find_gpu", lambda: Gpu("Stub", 90))
-    assert build_module._present_capability() == 90
+    assert build_module._kernel_target(()) == 90
+    assert build_module._kernel_target((89,)) == 89
+    assert build_module._kernel_target((90, 120)) == 80
     monkeypatch.setattr(build_module, "find_gpu", lambda: None)
     with pytest.raises(BackendUnavailableError):
-        build_module._present_capability()
+        build_module._kernel_target(())
 
 
 def test_inspection_says_which_it_is(bundle_copy: Path) -> None:

@@ -14,6 +14,7 @@ from hat_export.bundle import TensorSpec
 from hat_export.errors import BackendUnavailableError, EngineError
 from hat_export.export.trt.alignment_network import PluginRequest, fill_network
 from hat_export.export.trt.fusion import EngineLayer, layers_in_log, layers_of_engine
+from hat_export.export.trt.request import FIRST_DEFAULT_TARGET
 from hat_export.trt.engine_info import Profile, shape_range, target_names
 from hat_export.trt.library import TensorRT, find_gpu
 
@@ -105,9 +106,7 @@ def build_engine(
             _parse(library, network, logger, request.graph, listener, log)
             _allow_decomposition(trt, network)
         else:
-            # The kernel of the lowest target runs on the later ones too.
-            capability = min(request.targets) if request.targets else _present_capability()
-            fill_network(library, network, request.plugin, capability)
+            fill_network(library, network, request.plugin, _kernel_target(request.targets))
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = monitor
@@ -284,7 +283,17 @@ def _parse(
         raise EngineError(f"{graph}: {library} can't read the graph: {reason}; its log is {log}")
 
 
-def _present_capability() -> int:
+def _kernel_target(targets: Sequence[int]) -> int:
+    """The compute capability that the plugin's kernel is compiled for.
+
+    Raises:
+        BackendUnavailableError: if it is that of the present GPU, and there is none.
+    """
+    if len(targets) == 1:
+        return targets[0]
+    if targets:
+        # PTX for sm_80 runs on all later ones; that for sm_90 and newer uses what is theirs alone.
+        return FIRST_DEFAULT_TARGET
     gpu = find_gpu()
     if gpu is None:
         raise BackendUnavailableError("the alignment plugin is compiled for a GPU: there is none")
