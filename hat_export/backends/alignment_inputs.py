@@ -69,7 +69,7 @@ def pack_captions(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         found[rows] = feed[name][mask]
         # float64, since the kernel weighs words against each other that may nearly cancel.
         clean = np.where(mask[:, :, None], feed[name], 0).astype(np.float64)
-        triangle = np.linalg.qr(clean.transpose(0, 2, 1), mode="r")
+        triangle = np.asarray(np.linalg.qr(clean.transpose(0, 2, 1), mode="r"))
         found[factor] = np.zeros((captions, words, words), np.float32)
         found[factor][:, : triangle.shape[1]] = triangle
     return found
