@@ -30,6 +30,13 @@ class Runtime(StrEnum):
     tensorrt_rtx = "tensorrt-rtx"
 
 
+class Alignment(StrEnum):
+    """What the alignment engine is built from."""
+
+    graph = "graph"
+    plugin = "plugin"
+
+
 def trt(
     source: Annotated[Path, typer.Argument(help="Checkpoint, or bundle of ONNX graphs.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle; must not exist.")],
@@ -93,6 +100,13 @@ def trt(
             "--require-fused", help="Fail unless every attention layer is one kernel of its engine."
         ),
     ] = False,
+    alignment: Annotated[
+        Alignment,
+        typer.Option(
+            help="Alignment engine from the ONNX graph, or from this project's GPU kernel as a "
+            "plugin: that needs full TensorRT, a GPU and Triton."
+        ),
+    ] = Alignment.graph,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +180,7 @@ def trt(
         profiles=profiles,
         targets=choose_targets(library, precision, sm or []),
         require_fused=require_fused,
+        alignment=alignment.value,
         calibration=(
             read_karpathy(calibration, "val").limit(calibration_images) if calibration else None
         ),

@@ -74,6 +74,9 @@ def engine_table(bundle: Bundle) -> Table:
         (
             name,
             f"{engine.library} {engine.version}",
+            "the alignment plugin"
+            if engine.form == "plugin"
+            else bundle.manifest.graphs[name].file,
             target_names(engine.targets) + (f" on {engine.device}" if engine.device else ""),
             f"{engine.attention_fused} of {engine.attention_expected}"
             if engine.attention_expected
@@ -82,12 +85,15 @@ def engine_table(bundle: Bundle) -> Table:
         )
         for name, engine in bundle.manifest.engines.items()
     )
-    columns = ("engine", "library", "for", "attention fused", "sizes")
+    columns = ("engine", "library", "built from", "for", "attention fused", "sizes")
     return Table("TensorRT engines", columns, rows)
 
 
 def engine_commands(bundle: Bundle) -> dict[str, dict[str, str]]:
-    """Per engine, the commands by which NVIDIA's own tools repeat its build and check it."""
+    """Per engine, the commands by which NVIDIA's own tools repeat its build and check it.
+
+    None for an engine with the alignment plugin: those tools build from ONNX graphs.
+    """
     graphs = bundle.manifest.graphs
     return {
         name: replay_commands(
@@ -97,6 +103,7 @@ def engine_commands(bundle: Bundle) -> dict[str, dict[str, str]]:
             engine,
         )
         for name, engine in bundle.manifest.engines.items()
+        if engine.form == "graph"
     }
 
 

@@ -149,6 +149,17 @@ class Session(Closing, ABC):
         """Every way in which this session can score features, by name; all should agree."""
         return {"own score": self.score}
 
+    def parts(self, graph: str) -> Mapping[str, float]:
+        """How long the parts of the latest call of a verb took, where the backend can tell.
+
+        Args:
+            graph: What the call ran: ``image``, ``text`` or ``alignment``.
+
+        Returns:
+            Seconds by name, in order; empty where they aren't known.
+        """
+        return {}
+
     @property
     def scores_reduced(self) -> bool:
         """Whether scores may be taken from the reduced form, by the native kernel."""

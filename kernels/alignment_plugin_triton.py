@@ -14,11 +14,9 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hat_export.errors import EngineError
-from hat_export.kernels.alignment_triton import alignment_i2t_kernel, constants
+from hat_export.kernels.alignment_triton import alignment_i2t_kernel, compiled, constants
 from hat_export.kernels.alignment_triton_tables import DataType, tile_for
 
 _jit: Callable[[Callable[..., Any]], Any] = triton.jit
@@ -132,16 +130,9 @@ def compile_plugin_kernel(
     types = {name: f"*{kind or data_type}" for name, kind in TENSORS.items()}
     types |= dict.fromkeys(SIZES, "i32") | {"scores": "*fp32"}
     types |= dict.fromkeys(fixed, "constexpr")
-    names = alignment_plugin_kernel.arg_names
     # TensorRT's tensors begin at multiples of 256 bytes.
     aligned = [*TENSORS, "scores", *(["width"] if width % 16 == 0 else [])]
-    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    signature = {name: types[name] for name in names}
-    kernel = triton.compile(
-        ASTSource(alignment_plugin_kernel, signature, fixed, divisible),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
-    )
+    kernel = compiled(alignment_plugin_kernel, types, fixed, aligned, tile, capability)
     parameters = len(TENSORS) + len(SIZES) + 1
     return PluginKernel(
         name=kernel.metadata.name,

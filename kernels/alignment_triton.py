@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -392,17 +392,38 @@ def compile_for(
         **dict.fromkeys(("longest", "scores_stride"), "i32"),
         **dict.fromkeys(fixed, "constexpr"),
     }
-    names = alignment_i2t_kernel.arg_names
     # What a launch finds out about torch's pointers, and about a width such as 256.
-    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in _ALIGNED}
-    kernel = triton.compile(
-        ASTSource(alignment_i2t_kernel, {name: types[name] for name in names}, fixed, divisible),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
-    )
+    kernel = compiled(alignment_i2t_kernel, types, fixed, _ALIGNED, tile, capability)
     ptx = kernel.asm["ptx"]
     registers, spilled = _assembled(capability, ptx)
     return Resources(registers, spilled, kernel.metadata.shared, ptx, kernel.asm["cubin"])
+
+
+def compiled(
+    kernel: Any,
+    types: dict[str, str],
+    fixed: dict[str, Any],
+    aligned: Sequence[str],
+    tile: Tile,
+    capability: int,
+) -> Any:
+    """Compiles a kernel of Triton for a device that needn't be there.
+
+    Args:
+        kernel: The kernel.
+        types: Type of every argument.
+        fixed: Values of the compile-time arguments.
+        aligned: Arguments that are multiples of 16: addresses in bytes, or numbers.
+        tile: Gives warps and stages.
+        capability: Compute capability, 10 * major + minor.
+    """
+    names = kernel.arg_names
+    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    return triton.compile(
+        ASTSource(kernel, {name: types[name] for name in names}, fixed, divisible),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+    )
 
 
 def _assembled(capability: int, ptx: str) -> tuple[int, int]:

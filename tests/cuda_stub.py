@@ -1,6 +1,7 @@
 """CUDA and TensorRT in the host's memory: what a session calls, in what order, to what result.
 
-Device memory is host memory, a stream runs at once, and an engine is an ONNX graph in ONNX Runtime
+Device memory is host memory, a stream runs at once, its clock knows a fixed time for each copy and
+each run of an engine, and an engine is an ONNX graph in ONNX Runtime
 that reads and writes the addresses it was given. Wrong shapes, forgotten copies and stale addresses
 give wrong numbers or a crash here as they would on a GPU.
 """
@@ -10,7 +11,8 @@ give wrong numbers or a crash here as they would on a GPU.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,18 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from hat_export.bundle import Bundle
+from hat_export.bundle import Bundle, list_files, write_manifest
+from hat_export.trt.engine_info import EngineInfo, Range
+from hat_export.trt.library import Gpu
+
+GPU = Gpu("Stub GPU", 89)
+PROFILES = (
+    {"images": Range(1, 1, 1), "captions": Range(1, 1, 1), "words": Range(3, 16, 32)},
+    {"images": Range(2, 3, 4), "captions": Range(2, 3, 5), "words": Range(3, 16, 32)},
+)
+
+#: Microseconds that a copy to the device, a run of an engine and a copy back take.
+COPY_UP, RUN, COPY_BACK = 1, 4, 2
 
 
 class CudaStub:
@@ -29,6 +42,8 @@ class CudaStub:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.now = 0
+        self.recorded: dict[str, int] = {}
         self.memory: dict[int, Any] = {}
         self.handles: set[str] = set()
         self.capturing: list[Callable[[], None]] | None = None
@@ -68,6 +83,7 @@ class CudaStub:
         self, target: int, source: int, count: int, kind: str, stream: str
     ) -> tuple[int]:
         self.calls.append(kind)
+        self.now += COPY_UP if kind == "up" else COPY_BACK
         ctypes.memmove(target, source, count)
         return (0,)
 
@@ -78,10 +94,11 @@ class CudaStub:
         return self._handle("event")
 
     def cudaEventRecord(self, event: str, stream: str) -> tuple[int]:
+        self.recorded[event] = self.now
         return (0,)
 
     def cudaEventElapsedTime(self, start: str, end: str) -> tuple[int, float]:
-        return 0, 2.0
+        return 0, (self.recorded[end] - self.recorded[start]) / 1e3
 
     def cudaStreamSynchronize(self, stream: str) -> tuple[int]:
         self.calls.append("wait")
@@ -105,7 +122,7 @@ class CudaStub:
     def cudaGraphLaunch(self, executable: str, stream: str) -> tuple[int]:
         self.calls.append("launch graph")
         for action in self.graphs[executable]:
-            action()
+            self._work(action)
         return (0,)
 
     def _destroy(self, handle: str) -> tuple[int]:
@@ -118,9 +135,13 @@ class CudaStub:
         """An engine's work: done at once, or kept while a graph is captured."""
         self.calls.append("execute")
         if self.capturing is None:
-            action()
+            self._work(action)
         else:
             self.capturing.append(action)
+
+    def _work(self, action: Callable[[], None]) -> None:
+        self.now += RUN
+        action()
 
 
 class _Context:
@@ -156,7 +177,8 @@ class _Context:
         def work() -> None:
             feed = {}
             for entry in self._session.get_inputs():
-                dtype = np.dtype("int64" if "int64" in entry.type else "float32")
+                whole = [name for name in ("int64", "int32") if name in entry.type]
+                dtype = np.dtype(whole[0] if whole else "float32")
                 count = int(np.prod(shapes[entry.name]))
                 memory = (ctypes.c_byte * (count * dtype.itemsize)).from_address(
                     addresses[entry.name]
@@ -200,13 +222,16 @@ class _Engine:
         return self.contexts[-1]
 
 
-def tensorrt_stub(cuda: CudaStub, bundle: Bundle, rtx: bool) -> SimpleNamespace:
+def tensorrt_stub(
+    cuda: CudaStub, bundle: Bundle, rtx: bool, instead: Mapping[str, Any] | None = None
+) -> SimpleNamespace:
     """A module like ``tensorrt`` (or ``tensorrt_rtx``) whose engines are a bundle's graphs.
 
     Args:
         cuda: Where they run.
         bundle: A bundle whose engine files hold the name of their graph.
         rtx: Whether it has what only TensorRT-RTX has.
+        instead: What runs in place of some graphs, with the interface of ONNX Runtime's session.
     """
     engines: dict[str, _Engine] = {}
 
@@ -220,7 +245,9 @@ def tensorrt_stub(cuda: CudaStub, bundle: Bundle, rtx: bool) -> SimpleNamespace:
                 self._logger.log(SimpleNamespace(name="ERROR"), "Magic tag does not match")
                 return None
             path = Path(bundle.graph_path(name))
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            session = (instead or {}).get(name) or onnxruntime.InferenceSession(
+                path, providers=["CPUExecutionProvider"]
+            )
             return engines.setdefault(name, _Engine(cuda, session))
 
     class ILogger:
@@ -234,3 +261,31 @@ def tensorrt_stub(cuda: CudaStub, bundle: Bundle, rtx: bool) -> SimpleNamespace:
         module.IRuntimeCache = _RuntimeCache
         module.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph")
     return module
+
+
+def with_engines(
+    folder: Path, targets: tuple[int, ...] = (89,), library: str = "tensorrt"
+) -> Bundle:
+    """Turn a bundle into one whose engines the stub can load."""
+    bundle = Bundle.read(folder)
+    engines = {}
+    for name, graph in bundle.manifest.graphs.items():
+        (folder / f"{name}.engine").write_text(name)
+        (folder / f"{name}.build.log").write_text("")
+        dims = {dim for tensor in graph.inputs for dim in tensor.shape}
+        engines[name] = EngineInfo(
+            file=f"{name}.engine",
+            log=f"{name}.build.log",
+            library=library,
+            version="11.4.0",
+            targets=targets,
+            device="",
+            tf32=False,
+            profiles=tuple({k: v for k, v in p.items() if k in dims} for p in PROFILES),
+            attention_expected=0,
+            attention_fused=0,
+            attention_apart=(),
+            graph_sha256=bundle.graph_sha256(name),
+        )
+    write_manifest(folder, replace(bundle.manifest, engines=engines, files=list_files(folder)))
+    return Bundle.read(folder)

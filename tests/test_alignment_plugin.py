@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,6 +31,7 @@ from hat_export.kernels.alignment_plugin_triton import (
     without_hidden_parameters,
 )
 from hat_export.trt.library import TensorRT
+from tensorrt_plugin_sources import Expression, ExpressionBuilder, real_plugin_module
 
 LAMBDA = 9.0
 TRT = SimpleNamespace(float16="half", bfloat16="bf16", float32="float")
@@ -56,8 +58,8 @@ class AutoTuneCombination:
     def __init__(self) -> None:
         self.types: dict[int, str] = {}
 
-    def pos(self, positions: int | list[int], types: str) -> None:
-        for position in [positions] if isinstance(positions, int) else positions:
+    def pos(self, positions: list[int], types: str) -> None:
+        for position in positions:
             self.types[position] = types
 
 
@@ -68,6 +70,7 @@ class PluginStub:
     TensorDesc: Any = TensorDesc
     AutoTuneCombination: Any = AutoTuneCombination
     KernelLaunchParams: Any = SimpleNamespace
+    op: Any = field(default_factory=SimpleNamespace)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     attributes: list[str] = field(default_factory=list)
 
@@ -94,6 +97,8 @@ class PluginStub:
             def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
                 described = list(inspect.signature(self.functions["register"]).parameters)
                 names = list(inspect.signature(function).parameters)
+                hinted = [name for name in function.__annotations__ if name != "return"]
+                assert not hinted, "every hint has to be one of TensorRT's own types"
                 tensors = described[: len(described) - len(self.attributes)]
                 assert names[: len(tensors)] == tensors
                 assert names[-len(ending) :] == ending
@@ -223,7 +228,7 @@ def test_a_layer_is_added_ahead_of_time(plugin: PluginStub) -> None:
         made["created"], made["aot"] = created, aot
         return SimpleNamespace(get_output=lambda index: f"output {index}")
 
-    plugin.op = SimpleNamespace(  # type: ignore[attr-defined]
+    plugin.op = SimpleNamespace(
         hat_export=SimpleNamespace(alignment_i2t=lambda *inputs, **attributes: (inputs, attributes))
     )
     output = add_alignment(
@@ -239,6 +244,52 @@ def test_a_library_without_such_plugins_is_refused() -> None:
     module.__dict__["__version__"] = "1.7"
     with pytest.raises(BackendUnavailableError, match="needs full TensorRT"):
         plugin_module(TensorRT("tensorrt-rtx", module))
+
+
+def test_the_sources_of_the_real_library_accept_and_call_it() -> None:
+    """TensorRT's own checks of hints, types and results, and the sizes that a launch gets."""
+    with suppress(ModuleNotFoundError), real_plugin_module() as (trt, real):
+        register_alignment_plugin(trt, real, capability=80)
+        register_alignment_plugin(trt, real, capability=80)  # a second build in one process
+        definition = real.op.hat_export.alignment_i2t
+        (combination,) = definition.autotune_func(*[None] * 6, None)
+        types = [[kind.name for kind in found.types] for found in combination._get_combinations()]
+        assert [kinds[0] for kinds in types] == ["HALF", "BF16", "FLOAT"]
+        assert all(kinds[0] == kinds[2] for kinds in types)
+        assert {tuple(kinds[1:2] + kinds[3:]) for kinds in types} == {
+            ("FLOAT", "FLOAT", "INT64", "INT32", "FLOAT")
+        }
+        inputs = [
+            described(real, trt.float16, -1, 5, 196, 512),
+            described(real, trt.float32, -1, 5, 196),
+            described(real, trt.float16, -1, 99, 512),
+            described(real, trt.float32, -1, 7, 30, 30),
+            described(real, trt.int64, -1, 8),
+            described(real, trt.int32, -1, 7),
+        ]
+        output = definition.register_func(*inputs, slot=32, softmax_lambda=LAMBDA)
+        assert output.dtype == trt.float32
+        assert [size.constant_value() for size in output.shape_expr] == [5, 7]
+        name, ptx, launch, sizes = definition.aot_impl_func(
+            *inputs, 32, LAMBDA, outputs=(output,), tactic=0
+        )
+        assert f".entry {name}(" in ptx
+        assert launch.grid_x._int_expr.value == 5 * 4
+        assert launch.block_x._int_expr.value == 256
+        assert [size._int_expr.value for size in sizes] == [5, 7, 196, 512, 30]
+        return
+    pytest.skip("tensorrt-cu13-bindings isn't installed: pip install tensorrt-cu13-bindings")
+
+
+def described(real: Any, dtype: Any, dynamic: int, *sizes: int) -> Any:
+    """A real ``TensorDesc`` whose first size varies; its sizes as expressions are known."""
+    internal = sys.modules["tensorrt.plugin._tensor"]
+    internal.SymIntExpr._exprBuilder = ExpressionBuilder()
+    made = real.TensorDesc()
+    made.dtype = dtype
+    made.shape_expr = real.ShapeExprs.from_tuple([real.ShapeExpr(Expression(n)) for n in sizes])
+    made.shape = real.Shape((dynamic, *sizes[1:]))
+    return made
 
 
 INTERPRETED = """

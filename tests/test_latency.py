@@ -160,6 +160,12 @@ def test_a_run_survives_its_file(tmp_path: Path) -> None:
         (lambda d: d["timings"][0].update(component="<b>"), "component <b>"),
         (lambda d: d["timings"][0]["passes"][0]["wait_seconds"][0].append(0), "damaged"),
         (lambda d: d["timings"][0]["passes"][0].update(wait_seconds=[[1] * 3] * 12), "damaged"),
+        (lambda d: d["timings"][0]["passes"][0].update(part_seconds={"copy": [[0.1]]}), "damaged"),
+        (lambda d: d["timings"][0]["passes"][0].update(part_seconds=[]), "damaged"),
+        (
+            lambda d: d["timings"][0]["passes"][0].update(part_seconds={"x": [[0.1] * 3] * 12}),
+            "passes with different parts",
+        ),
         (lambda d: d.update(targets=[{}]), "damaged"),
         (lambda d: d["targets"][0].update(starts=[{"python": 1}]), "damaged"),
         (lambda d: d.update(bounds={"cases": [{"seconds": 0}]}), "number 0 out of range"),

@@ -12,62 +12,49 @@ import numpy as np
 import pytest
 
 import hat_export.backends.tensorrt_backend as backend
-from cuda_stub import CudaStub, tensorrt_stub
+from cuda_stub import (
+    COPY_BACK,
+    COPY_UP,
+    GPU,
+    PROFILES,
+    RUN,
+    CudaStub,
+    tensorrt_stub,
+    with_engines,
+)
 from hat_export import open_bundle
 from hat_export.backends.cuda import Cuda, open_cuda
 from hat_export.backends.engine_runner import PARTS, choose_profile
 from hat_export.backends.tensorrt_backend import TensorRtSession
-from hat_export.bundle import Bundle, list_files, write_manifest
+from hat_export.bundle import Bundle
+from hat_export.cli.bench_latency import latency
 from hat_export.errors import BackendUnavailableError, EngineError, InputError
+from hat_export.latency.record import read_run
+from hat_export.latency.report import latency_report
+from hat_export.report_file import read_report
 from hat_export.self_test import noise_captions, noise_pixels, run_self_test
-from hat_export.trt.engine_info import EngineInfo, Range
-from hat_export.trt.library import Gpu, TensorRT, find_gpu
-
-GPU = Gpu("Stub GPU", 89)
-PROFILES = (
-    {"images": Range(1, 1, 1), "captions": Range(1, 1, 1), "words": Range(3, 16, 32)},
-    {"images": Range(2, 3, 4), "captions": Range(2, 3, 5), "words": Range(3, 16, 32)},
-)
+from hat_export.trt.engine_info import Range
+from hat_export.trt.library import TensorRT, find_gpu
 
 
-def with_engines(
-    folder: Path, targets: tuple[int, ...] = (89,), library: str = "tensorrt"
-) -> Bundle:
-    """Turn a bundle into one whose engines the stub can load."""
-    bundle = Bundle.read(folder)
-    engines = {}
-    for name, graph in bundle.manifest.graphs.items():
-        (folder / f"{name}.engine").write_text(name)
-        (folder / f"{name}.build.log").write_text("")
-        dims = {dim for tensor in graph.inputs for dim in tensor.shape}
-        engines[name] = EngineInfo(
-            file=f"{name}.engine",
-            log=f"{name}.build.log",
-            library=library,
-            version="11.4.0",
-            targets=targets,
-            device="",
-            tf32=False,
-            profiles=tuple({k: v for k, v in p.items() if k in dims} for p in PROFILES),
-            attention_expected=0,
-            attention_fused=0,
-            attention_apart=(),
-            graph_sha256=bundle.graph_sha256(name),
-        )
-    write_manifest(folder, replace(bundle.manifest, engines=engines, files=list_files(folder)))
-    return Bundle.read(folder)
-
-
-@contextmanager
-def opened(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, library: str = "tensorrt", threads: int = 2
-) -> Iterator[tuple[TensorRtSession, CudaStub, TensorRT]]:
+def install(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, library: str = "tensorrt"
+) -> tuple[CudaStub, TensorRT]:
+    """Have the backend find the stubs."""
     cuda = CudaStub()
     module = tensorrt_stub(cuda, bundle, rtx=library == "tensorrt-rtx")
     found = TensorRT(library, module)
     monkeypatch.setattr(backend, "load_library", lambda name: found)
     monkeypatch.setattr(backend, "open_cuda", lambda: Cuda(cuda))
     monkeypatch.setattr(backend, "find_gpu", lambda: GPU)
+    return cuda, found
+
+
+@contextmanager
+def opened(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, library: str = "tensorrt", threads: int = 2
+) -> Iterator[tuple[TensorRtSession, CudaStub, TensorRT]]:
+    cuda, found = install(bundle, monkeypatch, library)
     with TensorRtSession(bundle, threads) as session:
         yield session, cuda, found
 
@@ -110,7 +97,80 @@ def test_copies_and_work_are_in_order_and_only_wanted_outputs_come_back(
     with opened(with_engines(bundle_copy), monkeypatch) as (session, cuda, _):
         session.encode_images(noise_pixels(session.spec, 1, seed=1))
         assert cuda.calls == ["wait", "up", "execute", "down", "down", "down", "wait"]
-        assert session.parts("image") == dict.fromkeys(PARTS, 0.002)
+        assert session.parts("image") == microseconds(COPY_UP, RUN, 3 * COPY_BACK)
+
+
+def microseconds(*values: float) -> dict[str, object]:
+    """Seconds of the parts of a call."""
+    return {
+        part: pytest.approx(1e-6 * value, rel=1e-6)
+        for part, value in zip(PARTS, values, strict=True)
+    }
+
+
+def test_parts_of_a_call_are_those_of_all_its_runs(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of at most 4 images and 5 captions: 11 and 7 of them are 3 and 2 runs, together 6."""
+    with opened(with_engines(bundle_copy), monkeypatch) as (session, _, _):
+        assert not session.parts("image")
+        images = session.encode_images(noise_pixels(session.spec, 11, seed=1))
+        texts = session.encode_texts(*noise_captions(session.spec, 7, 32, seed=1))
+        session.score(images, texts)
+        assert session.parts("image") == microseconds(3 * COPY_UP, 3 * RUN, 9 * COPY_BACK)
+        assert session.parts("text") == microseconds(4 * COPY_UP, 2 * RUN, 6 * COPY_BACK)
+        assert session.parts("alignment") == microseconds(42 * COPY_UP, 6 * RUN, 6 * COPY_BACK)
+
+
+def test_a_latency_report_tells_copies_and_compute_apart(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, beside a backend that tells no parts."""
+    bundle = with_engines(bundle_copy)
+    install(bundle, monkeypatch)
+    written = [tmp_path / f"report.{ending}" for ending in ("json", "md", "html")]
+    latency(
+        [bundle.path],
+        backend=["onnxruntime", "tensorrt"],
+        image_batch=[1, 8],
+        text_batch=[1],
+        score_size=["8x5"],
+        gallery=[4],
+        threads=[1],
+        seconds=0,
+        calls=2,
+        passes=2,
+        cold_starts=0,
+        bound=False,
+        report=written,
+        quiet=True,
+    )
+    timings = {
+        (timing["component"], timing["size"], timing["target"].split("(")[1]): timing
+        for timing in read_report(written[0])["data"]["timings"]
+    }
+    assert len(timings) == 14
+    for (component, _, target), timing in timings.items():
+        told = target == "tensorrt)" and component != "preprocessing"
+        assert list(timing["part_p50_ms"]) == (list(PARTS) if told else [])
+        assert list(timing["passes"][0]["part_seconds"]) == list(timing["part_p50_ms"])
+
+    def parts(component: str, size: str) -> list[float]:
+        return list(timings[component, size, "tensorrt)"]["part_p50_ms"].values())
+
+    assert parts("images", "8") == pytest.approx([0.002, 0.008, 0.012])
+    assert parts("texts", "1 x 16") == pytest.approx([0.002, 0.004, 0.006])
+    assert parts("scores", "8 x 5") == pytest.approx([0.014, 0.008, 0.004])
+    # A caption through the text encoder, then its scores.
+    assert parts("end to end", "1 caption, 4 images") == pytest.approx([0.009, 0.008, 0.008])
+
+    shown = [
+        table for table in latency_report(read_run(written[0])).tables if "Parts" in table.title
+    ]
+    assert [table.columns[4:] for table in shown] == [(*PARTS, "the rest")]
+    assert len(shown[0].rows) == 5
+    assert "host to device" in written[1].read_text()
+    assert "Parts of a call" in written[2].read_text()
 
 
 def test_launches_of_a_shape_are_captured_and_forgotten_when_buffers_move(

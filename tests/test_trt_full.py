@@ -71,11 +71,16 @@ def test_24_of_24_and_12_of_12(
     assert len(engines["image"].targets) == {"fp16": 6, "bf16": 5, "int8": 6, "fp8": 3}[precision]
 
 
-@pytest.mark.parametrize(
-    ("precision", "budget"), [("fp16", 0.1), ("bf16", 0.1), ("int8", 0.2), ("fp8", 0.5)]
-)
+#: Largest drop of one recall that is observed, and of their sum that the interval must exclude;
+#: points. For fp16 and bf16 the first is one image of the thousand; for int8 and fp8 it is of this
+#: calibration sample: over five others it was up to 0.4 and 0.5. The second is what a fifth of a
+#: point a recall makes, and for int8 and fp8 what `make demo` allows a quantized bundle.
+BUDGETS = {"fp16": (0.1, 1.2), "bf16": (0.1, 1.2), "int8": (0.2, 2.0), "fp8": (0.5, 2.0)}
+
+
+@pytest.mark.parametrize("precision", BUDGETS)
 def test_recall_of_the_graphs_that_are_built(
-    precision: str, budget: float, library: TensorRT, tmp_path: Path
+    precision: str, library: TensorRT, tmp_path: Path
 ) -> None:
     """A thousand drawings and five thousand captions that neither training nor calibration saw."""
     export_onnx(DEMO / "hat-tiny-emojicap", tmp_path / "bundle", threads=2)
@@ -90,16 +95,20 @@ def test_recall_of_the_graphs_that_are_built(
         calibration=read_karpathy(DEMO / "emojicap", "val").limit(64),
         threads=2,
     )
-    # A hair more than the budget: recalls are multiples of 0.1 and 0.02 in binary floating point.
-    most = ",".join(f"{name}={budget + 1e-6}" for name in ("r1", "r5", "r10"))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "hat_export.cli.bench", "parity", "-q"),
-            *(tmp_path / "bundle", tmp_path / "engines", "--data", DEMO / "emojicap"),
-            *("--backend", "emulation", "--max-drop", most),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    observed, trusted = BUDGETS[precision]
+    command = [
+        *(sys.executable, "-m", "hat_export.cli.bench", "parity", "-q"),
+        *(tmp_path / "bundle", tmp_path / "engines", "--data", DEMO / "emojicap"),
+        *("--backend", "emulation", "--cache", tmp_path / "cache"),
+    ]
+
+    def status(*options: str) -> int:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        print(done.stdout + done.stderr)
+        return done.returncode
+
+    # A thousand images can't tell a drop of 0.1 points from none: 2, "could not judge", is what to
+    # expect of single recalls that keep their budget. 1 is one that doesn't.
+    each = ",".join(f"{name}={observed}" for name in ("r1", "r5", "r10"))
+    assert status("--max-drop", each) in (0, 2)
+    assert status("--max-drop", f"rsum={trusted}", "--strict") == 0

@@ -19,7 +19,7 @@ from hat_export.trt.engine_info import EngineInfo, Profile, Range
 
 #: Shapes whose launches are kept as captured CUDA graphs, per context.
 CAPTURED_SHAPES = 8
-#: Parts of a call, in order, as :attr:`EngineRunner.parts` names them.
+#: Parts of a run, in order.
 PARTS = ("host to device", "compute", "device to host")
 
 Sizes = Mapping[str, int]
@@ -86,15 +86,18 @@ class EngineRunner(Closing):
         self._lanes: list[_Lane] = []
         for _ in range(contexts):
             self._free.put(None)
-        #: Seconds that the parts of the latest call took on the device.
-        self.parts: Mapping[str, float] = {}
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> tuple[list[np.ndarray], dict[str, float]]:
         """Run the engine once.
 
         Args:
             inputs: By name; of sizes that a profile takes.
             outputs: Names of the outputs wanted; only these are copied back.
+
+        Returns:
+            The outputs, and the seconds on the device of each of :data:`PARTS`.
 
         Raises:
             InputError: if no profile takes the sizes.
@@ -108,8 +111,7 @@ class EngineRunner(Closing):
                 f"{self._info.file}: no profile takes {shown}; build with other --min-/--max- sizes"
             )
         with self._lane() as lane:
-            results, self.parts = lane.run(profile, inputs, outputs)
-            return results
+            return lane.run(profile, inputs, outputs)
 
     def profile_for(self, sizes: Sizes) -> Profile:
         """The first profile that takes a call as it is, else the one for the largest batches.

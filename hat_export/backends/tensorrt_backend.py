@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hat_export.backends.alignment_inputs import pack_captions, plugin_inputs
 from hat_export.backends.cuda import Cuda, open_cuda
-from hat_export.backends.engine_runner import EngineRunner
+from hat_export.backends.engine_runner import PARTS, EngineRunner
 from hat_export.bundle import (
     GRAPHS,
     IMAGE_OUTPUTS,
@@ -72,6 +75,7 @@ class TensorRtSession(Session):
         self._runtime = library.module.Runtime(self._logger)
         self._caches: dict[Path, Any] = {}
         self._runners: dict[str, EngineRunner] = {}
+        self._parts: dict[str, dict[str, float]] = {}
         try:
             for name in GRAPHS:
                 self._runners[name] = self._load(name, library, cuda, gpu)
@@ -94,6 +98,8 @@ class TensorRtSession(Session):
                 return engine.create_execution_context(config)
 
         graph = self._bundle.manifest.graphs[name]
+        if info.form == "plugin":
+            graph = replace(graph, inputs=plugin_inputs(self.spec))
         contexts = max(1, min(self.threads, MOST_CONTEXTS))
         capture = not library.finishes_on_device
         return EngineRunner(cuda, engine, make_context, graph, info, contexts, capture)
@@ -129,22 +135,38 @@ class TensorRtSession(Session):
         return tuple(level[:, :words] for level in levels)
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
-        return score_in_blocks(images, texts, self._score_block)
+        runs: list[dict[str, float]] = []
+        scores = score_in_blocks(images, texts, partial(self._score_block, runs))
+        self._parts["alignment"] = _added(runs)
+        return scores
 
-    def _score_block(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+    def _score_block(
+        self, runs: list[dict[str, float]], images: ImageFeatures, texts: TextFeatures
+    ) -> np.ndarray:
         runner = self._runners["alignment"]
         feed = dict(zip(TEXT_OUTPUTS, texts.levels, strict=True)) | {"attention_mask": texts.mask}
         feed = self._with_words("alignment", feed)
-        regions = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
-        profile = runner.profile_for(runner.sizes({**regions, **feed}))
+        captions, words = feed["attention_mask"].shape
+        profile = runner.profile_for({"images": len(images), "captions": captions, "words": words})
+        parts = [
+            (self._alignment_inputs(few.arrays), few.real)
+            for few in runner.batches(profile["captions"], feed)
+        ]
         rows = []
+        regions = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
         for some in runner.batches(profile["images"], regions):
             columns = []
-            for few in runner.batches(profile["captions"], feed):
-                (scores,) = runner.run({**some.arrays, **few.arrays}, ["scores"])
-                columns.append(scores[: some.real, : few.real])
+            for few, real in parts:
+                (scores,), seconds = runner.run({**some.arrays, **few}, ["scores"])
+                runs.append(seconds)
+                columns.append(scores[: some.real, :real])
             rows.append(np.concatenate(columns, axis=1))
         return np.concatenate(rows)
+
+    def _alignment_inputs(self, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Captions as the alignment engine takes them."""
+        plugin = self._bundle.manifest.engines["alignment"].form == "plugin"
+        return pack_captions(feed) if plugin else feed
 
     def _in_batches(
         self, name: str, dim: str, feed: Mapping[str, np.ndarray], outputs: Sequence[str]
@@ -152,11 +174,13 @@ class TensorRtSession(Session):
         """Run an encoder on as many rows at a time as its engine takes."""
         runner = self._runners[name]
         profile = runner.profile_for(runner.sizes(feed))
-        parts = [
-            [result[: batch.real] for result in runner.run(batch.arrays, outputs)]
-            for batch in runner.batches(profile[dim], feed)
-        ]
-        return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+        found, runs = [], []
+        for batch in runner.batches(profile[dim], feed):
+            results, seconds = runner.run(batch.arrays, outputs)
+            found.append([result[: batch.real] for result in results])
+            runs.append(seconds)
+        self._parts[name] = _added(runs)
+        return tuple(np.concatenate(pieces) for pieces in zip(*found, strict=True))
 
     def _with_words(self, name: str, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Captions padded to the shortest width that the engine takes."""
@@ -167,13 +191,12 @@ class TensorRtSession(Session):
             for key, array in feed.items()
         }
 
-    def parts(self, name: str) -> Mapping[str, float]:
-        """Seconds on the device of the latest call of an engine: copies and compute apart.
+    def parts(self, graph: str) -> Mapping[str, float]:
+        """Seconds on the device of the latest call: copies and compute apart.
 
-        Args:
-            name: ``image``, ``text`` or ``alignment``.
+        A call of many images or captions is several runs of an engine, and theirs are added up.
         """
-        return self._runners[name].parts
+        return self._parts.get(graph, {})
 
     def close(self) -> None:
         """Free the GPU's memory, and keep what TensorRT-RTX has compiled."""
@@ -183,6 +206,10 @@ class TensorRtSession(Session):
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+
+
+def _added(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {part: sum(seconds[part] for seconds in runs) for part in PARTS}
 
 
 def check_engine(bundle: Bundle, name: str, library: TensorRT, gpu: Gpu) -> None:
@@ -217,6 +244,8 @@ def rebuild(bundle: Bundle) -> str:
     info: EngineInfo = next(iter(bundle.manifest.engines.values()))
     path = str(bundle.path)
     words = ["hat-export", "trt", path, f"{path}-rebuilt", f"--{bundle.manifest.precision}"]
+    if any(engine.form == "plugin" for engine in bundle.manifest.engines.values()):
+        words += ["--alignment", "plugin"]
     return f"build again with: {shlex.join(words)} --runtime {info.library}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,14 @@ COMPONENTS = {
     "scores with every image, sorting; the images were encoded before",
 }
 
+#: Component -> the graphs that a call runs, for the times of its parts.
+GRAPHS_OF = {
+    "images": ("image",),
+    "texts": ("text",),
+    "scores": ("alignment",),
+    "end to end": ("text", "alignment"),
+}
+
 #: Pictures as a photo site delivers them: Flickr30K's most frequent size.
 PICTURE_SIZE = (500, 375)
 #: Encoded pictures that a gallery repeats: the time of a score does not depend on its values.
@@ -45,6 +53,7 @@ class Case:
         threads: Threads of the session.
         items: Images, captions or pairs that a call handles, for the throughput.
         run: The call.
+        parts: Tells how long parts of the latest call took, by name; of nothing by default.
     """
 
     target: str
@@ -53,6 +62,7 @@ class Case:
     threads: int
     items: int
     run: Callable[[], object]
+    parts: Callable[[], Mapping[str, float]] = dict
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -107,7 +117,8 @@ def cases_of(name: str, session: Session, sizes: Sizes, pictures: Sequence[Path]
     spec = session.spec
 
     def case(component: str, size: str, items: int, run: Callable[[], object]) -> Case:
-        return Case(name, component, size, session.threads, items, run)
+        parts = partial(_parts, session, GRAPHS_OF.get(component, ()))
+        return Case(name, component, size, session.threads, items, run, parts)
 
     cases = []
     for count in sizes.images:
@@ -129,6 +140,15 @@ def cases_of(name: str, session: Session, sizes: Sizes, pictures: Sequence[Path]
         ranking = partial(rank_images, session, gallery(session, images), CAPTION)
         cases.append(case("end to end", f"1 caption, {images} images", 1, ranking))
     return cases
+
+
+def _parts(session: Session, graphs: Sequence[str]) -> dict[str, float]:
+    """Seconds of the parts of the latest calls of some graphs, added up."""
+    found: dict[str, float] = {}
+    for graph in graphs:
+        for part, seconds in session.parts(graph).items():
+            found[part] = found.get(part, 0.0) + seconds
+    return found
 
 
 def whole_captions(spec: ModelSpec, captions: int, words: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from hat_export.latency.record import Measured, Run
@@ -19,14 +20,20 @@ Key = tuple[str, str, int]
 def figures_of(
     run: Run, groups: Mapping[Key, Sequence[Measured]], recalls: Mapping[str, float]
 ) -> tuple[Figure, ...]:
-    """Distributions, throughput over batch and threads, components, recall over latency.
+    """Distributions, throughput over batch and threads, components, their parts, recall.
 
     Args:
         run: What was measured.
         groups: Its cases, those of every target together.
         recalls: rsum by target; may be empty.
     """
-    return (*_distributions(groups), *_curves(run), *_waterfalls(run), *_pareto(run, recalls))
+    return (
+        *_distributions(groups),
+        *_curves(run),
+        *_waterfalls(run),
+        *_parts(run),
+        *_pareto(run, recalls),
+    )
 
 
 def _distributions(groups: Mapping[Key, Sequence[Measured]]) -> list[Figure]:
@@ -102,6 +109,23 @@ def _waterfalls(run: Run) -> list[Figure]:
     plot = waterfall("Components one after the other", "ms", bands)
     note = "Medians of the first size of each component, one after the other."
     return [Figure("Components", plot, note)]
+
+
+def _parts(run: Run) -> list[Figure]:
+    """What the calls of a target that tells it are made of."""
+    bands = []
+    for timing in run.timings:
+        if timing.parts:
+            steps = [
+                (name, 1e3 * statistics.median(seconds))
+                for name, seconds in (("the rest", timing.rest), *timing.parts.items())
+            ]
+            name = f"{timing.component} {timing.size}, {timing.label}"
+            bands.append((name, [(part, max(0.0, value)) for part, value in steps]))
+    if not bands:
+        return []
+    note = "Medians; the rest is the host's and lies before, between and after the others."
+    return [Figure("Parts of a call", waterfall("Parts of a call", "ms", bands), note)]
 
 
 def _pareto(run: Run, recalls: Mapping[str, float]) -> list[Figure]:

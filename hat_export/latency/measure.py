@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hat_export.latency.anchor import Anchor
 from hat_export.latency.cases import Case
@@ -51,6 +51,8 @@ class Pass:
         warm_up_turns: Turns before the first round.
         stable: Whether the times had become stable by then.
         change: Relative change between the last two windows of the warm-up.
+        parts: By name of a part, per round and call, its seconds; empty where a target doesn't
+            tell.
     """
 
     rounds: tuple[tuple[float, ...], ...]
@@ -59,6 +61,7 @@ class Pass:
     warm_up_turns: int
     stable: bool
     change: float
+    parts: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
 
     @property
     def medians(self) -> list[float]:
@@ -87,8 +90,17 @@ class Timing:
     passes: tuple[Pass, ...]
 
 
-def _own_median(calls: Sequence[tuple[float, float]]) -> float:
-    return statistics.median(seconds - waited for seconds, waited in calls)
+@dataclass(frozen=True)
+class _Call:
+    """Seconds of a call, of the waits in it, and of its parts."""
+
+    seconds: float
+    waited: float
+    parts: Mapping[str, float]
+
+
+def _own_median(calls: Sequence[_Call]) -> float:
+    return statistics.median(call.seconds - call.waited for call in calls)
 
 
 def _timed(run: Callable[[], object], waits: Waits) -> tuple[float, float]:
@@ -104,28 +116,26 @@ class _Turns:
     """One target's turns in a pass."""
 
     def __init__(self, case: Case) -> None:
-        self._run = case.run
+        self._run, self._parts = case.run, case.parts
         # The first call allocates, plans, faults pages in: it only sets the first turn's length.
         with Waits() as waits:
             self._last, _ = _timed(self._run, waits)
         self.warm_up: list[float] = []
-        self.rounds: list[tuple[float, ...]] = []
-        self.waits: list[tuple[float, ...]] = []
+        self.rounds: list[list[_Call]] = []
 
-    def turn(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Seconds of each call of a turn, and of the waits in it."""
+    def turn(self) -> list[_Call]:
+        """The calls of a turn."""
         calls = min(CALLS_PER_TURN, max(1, int(TURN_SECONDS / self._last)))
         if calls > 1:
             self._run()  # wakes the thread pool and refills the caches after the other's turn
         with Waits() as waits:
-            found = [_timed(self._run, waits) for _ in range(calls)]
+            found = [_Call(*_timed(self._run, waits), self._parts()) for _ in range(calls)]
         self._last = _own_median(found)
-        seconds, waited = zip(*found, strict=True)
-        return seconds, waited
+        return found
 
     def warm(self) -> None:
         """A turn that only tells whether the times are stable."""
-        self.warm_up.append(_own_median(list(zip(*self.turn(), strict=True))))
+        self.warm_up.append(_own_median(self.turn()))
 
     @property
     def change(self) -> float:
@@ -183,18 +193,21 @@ def _measure_group(group: Sequence[Case], anchor: Anchor, budget: float, rounds:
         anchors.append(seconds - waited)
         for target in turns:
             time.sleep(SETTLE_SECONDS)
-            calls, waits_of_calls = target.turn()
+            calls = target.turn()
             target.rounds.append(calls)
-            target.waits.append(waits_of_calls)
-            spent += sum(calls)
+            spent += sum(call.seconds for call in calls)
     return [
         Pass(
-            tuple(target.rounds),
-            tuple(target.waits),
+            tuple(tuple(call.seconds for call in calls) for calls in target.rounds),
+            tuple(tuple(call.waited for call in calls) for calls in target.rounds),
             tuple(anchors),
             warmed,
             target.change < STABLE_WITHIN,
             target.change,
+            {
+                part: tuple(tuple(call.parts[part] for call in calls) for calls in target.rounds)
+                for part in target.rounds[0][0].parts
+            },
         )
         for target in turns
     ]

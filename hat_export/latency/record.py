@@ -84,6 +84,20 @@ class Measured:
         return quantiles(self.calls)["p50_ms"] / 1e3
 
     @property
+    def parts(self) -> dict[str, list[float]]:
+        """By name of a part, its seconds in every counted call; empty where they aren't known."""
+        return {
+            name: [value for part in self.passes for calls in part.parts[name] for value in calls]
+            for name in self.passes[0].parts
+        }
+
+    @property
+    def rest(self) -> list[float]:
+        """Seconds of every counted call outside of all its parts."""
+        parts = self.parts.values()
+        return [call - sum(of) for call, *of in zip(self.calls, *parts, strict=True)]
+
+    @property
     def logs(self) -> Passes:
         """Logarithms of the medians of target, without waits, and anchor in every pass."""
         return Passes(
@@ -154,6 +168,9 @@ def _timing_json(timing: Measured) -> dict[str, Any]:
         "items_per_second": 1e3 * timing.items / found["p50_ms"],
         "stable": timing.stable,
         "waited": timing.waited,
+        "part_p50_ms": {
+            name: 1e3 * statistics.median(seconds) for name, seconds in timing.parts.items()
+        },
         "run": timing.run,
         "passes": [
             {
@@ -163,6 +180,10 @@ def _timing_json(timing: Measured) -> dict[str, Any]:
                 "anchor_seconds": [round(value, 8) for value in part.anchor],
                 "round_seconds": [[round(v, 8) for v in calls] for calls in part.rounds],
                 "wait_seconds": [[round(v, 8) for v in calls] for calls in part.waits],
+                "part_seconds": {
+                    name: [[round(v, 9) for v in calls] for calls in rounds]
+                    for name, rounds in part.parts.items()
+                },
             }
             for part in timing.passes
         ],
@@ -215,11 +236,17 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
             int(part["warm_up_turns"]),
             bool(part["stable"]),
             float(part["last_change"]),
+            {
+                str(name): tuple(tuple(_seconds(v, True) for v in calls) for calls in rounds)
+                for name, rounds in part.get("part_seconds", {}).items()
+            },
         )
         for part in entry["passes"]
     )
     if not passes or not all(map(_complete, passes)):
         raise ValueError("a timing without rounds")
+    if any(list(part.parts) != list(passes[0].parts) for part in passes):
+        raise ValueError("passes with different parts")
     component = str(entry["component"])
     if component not in COMPONENTS:
         raise ValueError(f"component {component}")
@@ -260,12 +287,15 @@ def _check_bounds(bounds: Mapping[str, Any]) -> None:
 
 
 def _complete(part: Pass) -> bool:
-    """Whether there are rounds, each with calls, waits shorter than they, and an anchor."""
+    """Whether there are rounds, each with calls, waits shorter than they, parts, an anchor."""
     if (
         not part.rounds
         or len(part.rounds) != len(part.anchor)
         or len(part.waits) != len(part.anchor)
     ):
+        return False
+    shape = [len(calls) for calls in part.rounds]
+    if any([len(calls) for calls in rounds] != shape for rounds in part.parts.values()):
         return False
     return all(
         calls and len(calls) == len(waits) and all(map(float.__lt__, waits, calls))

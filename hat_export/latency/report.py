@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def latency_report(run: Run, recalls: Mapping[str, float] | None = None) -> Repo
     tables = [
         _medians(groups),
         _tails(run),
+        *_parts(run),
         *_targets(run),
         *_bounds(run),
         _facts(run.environment),
@@ -140,6 +142,36 @@ def _tails(run: Run) -> Table:
         "calls beyond it: p99 of fewer than 100 calls is about the largest."
     )
     return Table("Distribution", columns, tuple(rows), note)
+
+
+def _parts(run: Run) -> list[Table]:
+    """Parts of calls, for the targets that tell them: one table for each set of parts."""
+    names = dict.fromkeys(tuple(timing.parts) for timing in run.timings if timing.parts)
+    tables = []
+    for columns in names:
+        rows = []
+        for timing in run.timings:
+            if tuple(timing.parts) != columns:
+                continue
+            medians = [statistics.median(seconds) for seconds in timing.parts.values()]
+            rows.append(
+                (
+                    f"{timing.component} {timing.size}",
+                    timing.label,
+                    str(timing.threads),
+                    _milliseconds(1e3 * timing.median),
+                    *(_milliseconds(1e3 * seconds) for seconds in medians),
+                    _milliseconds(1e3 * max(0.0, statistics.median(timing.rest))),
+                )
+            )
+        note = (
+            "Medians in milliseconds. Parts are timed on the device, by its own clock; the rest of "
+            "a call is the host's: batching, copies into page-locked memory, launches, waiting. "
+            "Medians of parts need not add up to that of the whole."
+        )
+        start = ("", "target", "threads", "p50 of the call")
+        tables.append(Table("Parts of a call", (*start, *columns, "the rest"), tuple(rows), note))
+    return tables
 
 
 def _targets(run: Run) -> list[Table]:

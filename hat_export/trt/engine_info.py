@@ -29,6 +29,9 @@ class Range(NamedTuple):
 Profile = Mapping[str, Range]
 
 
+#: What an engine can be built from.
+FORMS = ("graph", "plugin")
+
 Shape = tuple[int, ...]
 
 
@@ -63,6 +66,8 @@ class EngineInfo:
         attention_fused: How many of them are one fused kernel of the engine.
         attention_apart: The others, by the name of their node.
         graph_sha256: Hash of the ONNX graph (with its external data) that it was built from.
+        form: One of :data:`FORMS`: built from the ONNX graph, or from the alignment plugin, which
+            computes the same from other inputs.
     """
 
     file: str
@@ -77,6 +82,7 @@ class EngineInfo:
     attention_fused: int
     attention_apart: tuple[str, ...]
     graph_sha256: str
+    form: str = "graph"
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EngineInfo:
@@ -91,6 +97,9 @@ class EngineInfo:
         )
         if not profiles:
             raise ValueError("an engine without a profile")
+        form = str(content.get("form", "graph"))
+        if form not in FORMS:
+            raise ValueError(f"an engine of form {form}")
         return cls(
             file=str(content["file"]),
             log=str(content["log"]),
@@ -104,6 +113,7 @@ class EngineInfo:
             attention_fused=int(content["attention_fused"]),
             attention_apart=tuple(str(name) for name in content["attention_apart"]),
             graph_sha256=str(content["graph_sha256"]),
+            form=form,
         )
 
 

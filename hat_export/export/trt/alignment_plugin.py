@@ -62,17 +62,24 @@ def plugin_module(library: TensorRT) -> Any:
 
 
 def register_alignment_plugin(trt: Any, plugin: Any, capability: int) -> None:
-    """Make the plugin known to TensorRT's registry.
+    """Make the plugin known to TensorRT's registry; once a process, but for any capability.
 
     Args:
         trt: The library's module.
         plugin: :func:`plugin_module`.
         capability: Compute capability that kernels are compiled for.
     """
-    describe = _describe(trt, plugin)
+    # A second registration is refused; the functions of a registered plugin may be replaced.
+    if not hasattr(getattr(plugin.op, NAMESPACE, None), NAME):
+        plugin.register(PLUGIN_ID, lazy_register=True)(_describe(trt, plugin))
     compile_level = _compile(trt, plugin, capability)
-    plugin.register(PLUGIN_ID, lazy_register=True)(describe)
-    plugin.autotune(PLUGIN_ID)(_autotune(plugin))
+    autotune = _autotune(plugin)
+    # TensorRT takes every hint for one of its own types.
+    compile_level.__annotations__ = {
+        "return": tuple[str, str, plugin.KernelLaunchParams, plugin.SymIntExprs]
+    }
+    autotune.__annotations__ = {}
+    plugin.autotune(PLUGIN_ID)(autotune)
     plugin.aot_impl(PLUGIN_ID)(compile_level)
 
 
@@ -114,7 +121,7 @@ def _autotune(plugin: Any) -> Callable[..., Any]:
         combination = plugin.AutoTuneCombination()
         combination.pos([0, 2], FEATURE_TYPES)
         for position, kind in FIXED_TYPES.items():
-            combination.pos(position, kind)
+            combination.pos([position], kind)
         return [combination]
 
     return autotune

@@ -12,7 +12,9 @@ from typing import Any, TextIO
 
 from hat_export.bundle import TensorSpec
 from hat_export.errors import BackendUnavailableError, EngineError
+from hat_export.export.trt.alignment_network import PluginRequest, fill_network
 from hat_export.export.trt.fusion import EngineLayer, layers_in_log, layers_of_engine
+from hat_export.export.trt.request import FIRST_DEFAULT_TARGET
 from hat_export.trt.engine_info import Profile, shape_range, target_names
 from hat_export.trt.library import TensorRT, find_gpu
 
@@ -33,6 +35,7 @@ class EngineRequest:
         profiles: Sizes that it shall take.
         targets: Compute capabilities; empty for the present GPU.
         tf32: Whether float32 products may round their inputs to TF32.
+        plugin: The alignment plugin that is built in place of the graph; ``inputs`` are its own.
     """
 
     graph: Path
@@ -40,6 +43,7 @@ class EngineRequest:
     profiles: tuple[Profile, ...]
     targets: tuple[int, ...]
     tf32: bool
+    plugin: PluginRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,11 @@ def build_engine(
                 "or with --runtime tensorrt-rtx"
             ) from None
         network = _network(trt, builder)
-        _parse(library, network, logger, request.graph, listener, log)
-        _allow_decomposition(trt, network)
+        if request.plugin is None:
+            _parse(library, network, logger, request.graph, listener, log)
+            _allow_decomposition(trt, network)
+        else:
+            fill_network(library, network, request.plugin, _kernel_target(request.targets))
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.progress_monitor = monitor
@@ -274,6 +281,23 @@ def _parse(
         reason = f"{first.desc()} (node {first.node_name()!r})" if first else "no reason given"
         listener.stop_if_interrupted()
         raise EngineError(f"{graph}: {library} can't read the graph: {reason}; its log is {log}")
+
+
+def _kernel_target(targets: Sequence[int]) -> int:
+    """The compute capability that the plugin's kernel is compiled for.
+
+    Raises:
+        BackendUnavailableError: if it is that of the present GPU, and there is none.
+    """
+    if len(targets) == 1:
+        return targets[0]
+    if targets:
+        # PTX for sm_80 runs on all later ones; that for sm_90 and newer uses what is theirs alone.
+        return FIRST_DEFAULT_TARGET
+    gpu = find_gpu()
+    if gpu is None:
+        raise BackendUnavailableError("the alignment plugin is compiled for a GPU: there is none")
+    return gpu.capability
 
 
 def _allow_decomposition(trt: Any, network: Any) -> None:

@@ -92,6 +92,8 @@ class EngineCache:
             # GPU at hand still decides which kernels were the fastest.
             "device": None if gpu is None else [gpu.name, gpu.capability],
         }
+        if request.plugin is not None:
+            facts["plugin"] = asdict(request.plugin)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def find(self, key: str) -> CachedEngine | None:

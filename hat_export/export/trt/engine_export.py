@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from hat_export.backends import BACKENDS
+from hat_export.backends.alignment_inputs import plugin_inputs, plugin_profile
 from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
 from hat_export.bundle import (
     GRAPHS,
@@ -30,6 +31,7 @@ from hat_export.environment import default_threads, peak_memory
 from hat_export.errors import BundleError, EngineError, FusionError, InputError, ToleranceError
 from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.mixed_precision import Feed
+from hat_export.export.trt.alignment_network import PluginRequest, check_plugin
 from hat_export.export.trt.build import BuiltEngine, EngineRequest, build_engine
 from hat_export.export.trt.cache import EngineCache
 from hat_export.export.trt.fusion import attention_apart, attention_nodes
@@ -98,6 +100,7 @@ def export_engines(
     profiles: Sequence[ProfileRequest],
     targets: Sequence[int] = (),
     require_fused: bool = False,
+    alignment: str = "graph",
     calibration: CaptionDataset | None = None,
     spec: ModelSpec | None = None,
     vocabulary: Path | None = None,
@@ -120,6 +123,8 @@ def export_engines(
         profiles: Sizes to take; the first profile that fits is used at run time.
         targets: From :func:`choose_targets`.
         require_fused: Whether every attention layer must be one fused kernel of its engine.
+        alignment: One of :data:`hat_export.trt.engine_info.FORMS`: what the alignment engine is
+            built from.
         calibration: Images and captions on which a lower precision looks for ranges; needed for
             int8 and fp8, else made-up ones by default.
         spec: Architecture, where a checkpoint doesn't tell it.
@@ -147,6 +152,8 @@ def export_engines(
     with ExitStack() as stack:
         bundle = _onnx_bundle(source, target, spec, vocabulary, threads, progress, stack)
         check_source(bundle, precision)
+        if alignment == "plugin":
+            check_plugin(library, bundle.manifest.spec)
         ranges = [profile.resolve(bundle.manifest.spec) for profile in profiles]
         engine_cache = EngineCache(cache, library) if cache else None
         folder = stack.enter_context(new_folder(target, overwrite))
@@ -163,11 +170,11 @@ def export_engines(
         found = {f"features in {precision}": _self_test(lowered, threads)}
         engines, builds = {}, []
         for name in GRAPHS:
-            build = _build(
-                lowered, target, library, name, ranges, targets, engine_cache, progress, count
-            )
+            form = alignment if name == "alignment" else "graph"
+            request = _request(lowered, name, form, ranges, targets)
+            build = _build(lowered, target, library, name, request, engine_cache, progress, count)
             builds.append(build)
-            engines[name] = _describe(lowered, library, name, ranges, build.built)
+            engines[name] = _describe(lowered, library, name, request, build.built)
             if require_fused:
                 _check_fused(name, engines[name], build.built)
         manifest = replace(
@@ -278,14 +285,12 @@ def _build(
     target: Path,
     library: TensorRT,
     name: str,
-    profiles: Sequence[Profile],
-    targets: Sequence[int],
+    request: EngineRequest,
     cache: EngineCache | None,
     progress: Progress,
     count: Count,
 ) -> EngineBuild:
     """Build one engine into the bundle's folder, or take it from the cache."""
-    request = _request(bundle, name, profiles, targets)
     engine, log = (bundle.path / file for file in _file_names(name))
     key = ""
     if cache:
@@ -331,12 +336,18 @@ def _file_names(name: str) -> tuple[str, str]:
 
 
 def _request(
-    bundle: Bundle, name: str, profiles: Sequence[Profile], targets: Sequence[int]
+    bundle: Bundle, name: str, form: str, profiles: Sequence[Profile], targets: Sequence[int]
 ) -> EngineRequest:
-    inputs = bundle.manifest.graphs[name].inputs
-    dynamic = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
+    manifest = bundle.manifest
+    inputs, plugin = manifest.graphs[name].inputs, None
     if name == "alignment":
         profiles = [_within_block(profile) for profile in profiles]
+    if form == "plugin":
+        longest = max(profile["words"].largest for profile in profiles)
+        plugin = PluginRequest(manifest.spec, manifest.precision, longest)
+        inputs = plugin_inputs(manifest.spec)
+        profiles = [plugin_profile(profile) for profile in profiles]
+    dynamic = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
     return EngineRequest(
         graph=bundle.graph_path(name),
         inputs=inputs,
@@ -344,7 +355,8 @@ def _request(
             {dim: sizes for dim, sizes in profile.items() if dim in dynamic} for profile in profiles
         ),
         targets=tuple(targets),
-        tf32=bundle.manifest.precision != "fp32",
+        tf32=manifest.precision != "fp32",
+        plugin=plugin,
     )
 
 
@@ -359,15 +371,14 @@ def _describe(
     bundle: Bundle,
     library: TensorRT,
     name: str,
-    profiles: Sequence[Profile],
+    request: EngineRequest,
     built: BuiltEngine,
 ) -> EngineInfo:
-    request = _request(bundle, name, profiles, built.targets)
     info = bundle.manifest.graphs[name]
     nodes: tuple[str, ...] = ()
     if info.attention_expected:
         nodes = attention_nodes(onnx.load(request.graph, load_external_data=False))
-    apart = attention_apart(nodes, built.layers, len(profiles))
+    apart = attention_apart(nodes, built.layers, len(request.profiles))
     engine, log = _file_names(name)
     return EngineInfo(
         file=engine,
@@ -382,6 +393,7 @@ def _describe(
         attention_fused=len(nodes) - len(apart),
         attention_apart=apart,
         graph_sha256=bundle.graph_sha256(name),
+        form="graph" if request.plugin is None else "plugin",
     )
 
 
