@@ -24,7 +24,7 @@ SOURCES := pyproject.toml $(NATIVE) $(shell find hat_export kernels cli -type f 
 CXX_SOURCES = find kernels \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' \)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-gpu test-serve check lint types bench docs clean
+.PHONY: help demo test test-full test-gpu test-serve check lint types bench attack docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /\1|/' \
@@ -90,6 +90,11 @@ types: build/types/.installed
 
 bench: $(VENV)/.installed  ## Measure the published figures on this machine and write them into README
 	$(BIN)/python bench/figures.py --out runs/bench $(BENCH_ARGS)
+
+ATTACK_ARGS ?=
+attack: $(VENV)/.installed  ## Attack every door with malformed inputs, fuzz every parser, write docs/security.md
+	$(BIN)/python bench/attack $(ATTACK_ARGS)
+	$(BIN)/python bench/readme.py
 
 docs: $(VENV)/.installed  ## Write docs/cli/ from the commands themselves
 	mkdir -p docs/cli

@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE))
 import results  # noqa: E402
 
 #: Files that hold figures.
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "security.md")
 PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 Entry = dict[str, Any]
 
@@ -231,7 +231,21 @@ def reproducibility(entry: Entry) -> str:
     return f"{table(('', f'{count} repetitions'), rows)}\n\n{note} {machine(entry)}"
 
 
+def attack(entry: Entry) -> str:
+    """What a part of bench/attack tried and found; its rows name their own columns."""
+    rows = entry["rows"]
+    cells = [
+        tuple(f"{cell:,}" if isinstance(cell, (int, float)) else cell for cell in row.values())
+        for row in rows
+    ]
+    facts = entry["machine"]
+    took = f"{entry['seconds'] / 60:.0f} minutes on {facts['cores']} cores; {entry['date']}."
+    return f"{table(tuple(rows[0]), cells)}\n\n{took}"
+
+
 RENDERERS: dict[str, Callable[[Entry], str]] = {
+    "attack_inputs": attack,
+    "attack_fuzz": attack,
     "demo": latency,
     "official": latency,
     "scoring": scoring,
@@ -249,7 +263,9 @@ def rendered(part: str, folder: Path) -> str:
     """What README says of a part."""
     entry = results.latest(folder, part)
     if entry is None:
-        return f"Not measured yet: `python bench/figures.py {part}` does it."
+        is_attack = part.startswith("attack_")
+        command = f"attack {part.removeprefix('attack_')}" if is_attack else f"figures.py {part}"
+        return f"Not measured yet: `python bench/{command}` does it."
     return RENDERERS[part](entry)
 
 
