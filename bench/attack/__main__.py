@@ -23,6 +23,10 @@ import results  # noqa: E402
 PARTS = {
     "inputs": "inputs",
     "fuzz": "fuzz",
+    "kills": "kills",
+    "faults": "faults",
+    "sanitizers": "sanitizers",
+    "concurrency": "concurrency",
 }
 
 
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="malformed inputs for each door")
     parser.add_argument("--seconds", type=float, default=60, help="time to fuzz each parser")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn")
+    parser.add_argument("--kills", type=int, default=200, help="kills over all commands")
     parser.add_argument("--only", metavar="NAME", help="one door or parser of a part, not kept")
     options = parser.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
