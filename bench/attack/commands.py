@@ -12,14 +12,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hat_export.bundle import MANIFEST, Bundle
 from hat_export.errors import HatError
 from hat_export.files import sha256_of
 from hat_export.index import ImageIndex
+from hat_export.partial import remove
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "hat-tiny-emojicap"
@@ -68,13 +70,20 @@ class Run:
         command: From :func:`program`.
         environment: Of the process.
         log: Where its output goes.
+        prepare: Called in the process before the command begins.
     """
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self.status: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(command, environment, log)
+            self._become(command, environment, log, prepare)
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
@@ -95,7 +104,13 @@ class Run:
         """Send a signal to the whole process group."""
         os.killpg(self.pid, number)
 
-    def _become(self, command: Sequence[str], environment: dict[str, str], log: Path) -> NoReturn:
+    def _become(
+        self,
+        command: Sequence[str],
+        environment: dict[str, str],
+        log: Path,
+        prepare: Callable[[], None] | None,
+    ) -> NoReturn:
         code = 1
         try:
             os.setsid()
@@ -105,14 +120,17 @@ class Run:
             os.environ.update(environment)
             tempfile.tempdir = None
             sys.argv = list(command[2:])
+            if prepare:
+                prepare()
             importlib.import_module(command[2]).main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
             os._exit(code)
 
 
@@ -151,9 +169,14 @@ class Place:
             command, env=self.environment, capture_output=True, text=True, check=False
         )
 
-    def start(self, command: Sequence[str]) -> Run:
+    def start(
+        self,
+        command: Sequence[str],
+        prepare: Callable[[], None] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Run:
         """Begin a command in a process group of its own; its output goes to :attr:`log`."""
-        return Run(command, self.environment, self.log)
+        return Run(command, self.environment | (environment or {}), self.log, prepare)
 
     @property
     def log(self) -> Path:
@@ -193,8 +216,13 @@ class Writer:
         out: What it writes.
         state: What of the result tells old from new; DamageError if it is neither whole.
         reset: Puts the old result (True) or nothing (False) in place.
+        folders: All that it writes to.
         grows: Whether an interrupted run leaves a part that the next one goes on from.
-        folders: Where strays may be.
+        replaces: Whether it replaces an old result.
+        judges: Whether its exit status may tell that a result is bad, too.
+        varies: Whether every run gives another result.
+        cache: What it keeps for the next run.
+        seconds: About how long it takes.
     """
 
     name: str
@@ -204,6 +232,15 @@ class Writer:
     reset: Callable[[bool], None]
     folders: tuple[Path, ...]
     grows: bool = False
+    replaces: bool = True
+    judges: bool = False
+    varies: bool = False
+    cache: Path | None = None
+    seconds: float = 3.0
+
+    def reset_output(self) -> None:
+        """Remove the result, and nothing that is kept for the next run."""
+        remove(self.out)
 
 
 def bundle_state(path: Path) -> str:
@@ -332,6 +369,114 @@ def _parity_writer(place: Place, bundle: Path, candidate: Path) -> Writer:
         lambda: report_state(out),
         reset,
         (out.parent, cache),
+        cache=cache,
+    )
+
+
+def writers_of_all(place: Place) -> list[Writer]:
+    """Every command that writes something, on few data."""
+    found = {one.name: one for one in writers(place, images=100)}
+    bundle = place.bundle()
+    candidate = place.inputs / "int8"
+    index = place.made(
+        "drawings.hatidx", "hat-export", "index", bundle, place.inputs / "100", "--threads", 1
+    )
+    folder, threads = place.folder, ("--threads", 1)
+
+    out = folder / "trt" / "engines"
+    engines = folder / "engine-cache"
+    build = ("--fp32", "--sm", 80, "--runtime", "tensorrt-rtx", "--cache", engines)
+    found["trt"] = replace(
+        _bundle_writer("trt", candidate, out, "trt", bundle, out, *build, "--overwrite", *threads),
+        folders=(out.parent, engines),
+        cache=engines,
+        varies=True,  # the manifest tells how long a build took
+        seconds=8.0,
+    )
+
+    out = folder / "triton" / "models"
+    found["triton"] = Writer(
+        "triton",
+        program("hat-export", "triton", bundle, out),
+        out,
+        lambda: repository_state(folder / "triton" / "models"),
+        lambda keep: _copied(folder, folder / "triton" / "models", False),
+        (out.parent,),
+        replaces=False,
+        seconds=1.0,
+    )
+
+    out = folder / "delete" / "drawings.hatidx"
+    names = index_state(index)[:40]
+    found["index-delete"] = Writer(
+        "index-delete",
+        program("hat-export", "index-delete", out, *names, "--compact"),
+        out,
+        lambda: "\n".join(index_state(folder / "delete" / "drawings.hatidx")) or "absent",
+        lambda keep: _copied(index, folder / "delete" / "drawings.hatidx", True),
+        (out.parent,),
+        judges=True,  # what was deleted before can't be deleted again
+        seconds=0.3,
+    )
+
+    parity = place.inputs / "older-report.json"
+    timings = place.made(
+        "timings.json",
+        *("hat-bench", "latency", bundle, "--seconds", 0, "--passes", 1, "--calls", 2),
+        *("--cold-starts", 0, "--no-bound", "--quiet", "--report"),
+    )
+    quick = ("--seconds", 0, "--passes", 1, "--calls", 2, "--cold-starts", 0, "--no-bound")
+    reports = {
+        "search": ("hat-export", "search", index, "a red heart", *threads, "--html"),
+        "latency": ("hat-bench", "latency", bundle, *quick, *threads, "--report"),
+        "load": (
+            *("hat-bench", "load", bundle, "--work", "texts", "--scenario", "SingleStream"),
+            *("--seconds", 0.1, "--logs", folder / "load" / "logs", *threads, "--report"),
+        ),
+        "compare": ("hat-bench", "compare", parity, parity, "--report"),
+        "report": ("hat-bench", "report", timings, parity, "--report"),
+        "scoring": ("hat-bench", "scoring", "--rounds", 1, "--quiet", "--report"),
+        "profile": ("hat-bench", "profile", bundle, "--runs", 1, *threads, "--report"),
+    }
+    for name, command in reports.items():
+        found[name] = _report_writer(place, name, command)
+    return list(found.values())
+
+
+def repository_state(path: Path) -> str:
+    """How many configurations a model repository has; DamageError unless all."""
+    if not path.exists():
+        return "absent"
+    found = sorted(one.parent.name for one in path.glob("*/config.pbtxt"))
+    if len(found) != 4:
+        raise DamageError(f"{path}: only {found}")
+    return " ".join(found)
+
+
+def _report_writer(place: Place, name: str, command: Sequence[object]) -> Writer:
+    out = place.folder / name / "report.html"
+    old = place.inputs / "old.html"
+    old.write_text("<!doctype html>old</html>\n", encoding="utf-8")
+
+    def state() -> str:
+        if not out.exists():
+            return "absent"
+        text = out.read_text(encoding="utf-8")
+        if not text.startswith("<!doctype html>") or not text.endswith("</html>\n"):
+            raise DamageError(f"{out}: half a page")
+        return text
+
+    program_name, *arguments = map(str, command)
+    return Writer(
+        name,
+        program(program_name, *arguments, out),
+        out,
+        state,
+        lambda keep: _copied(old, out, keep),
+        (out.parent,),
+        judges=True,
+        varies=True,
+        seconds=1.0,
     )
 
 
