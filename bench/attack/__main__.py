@@ -27,6 +27,7 @@ PARTS = {
     "faults": "faults",
     "sanitizers": "sanitizers",
     "concurrency": "concurrency",
+    "reproducible": "reproducible",
 }
 
 
