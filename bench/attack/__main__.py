@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn")
     parser.add_argument("--kills", type=int, default=200, help="kills over all commands")
     parser.add_argument("--shapes", type=int, default=1000, help="for each kernel and sanitizer")
+    parser.add_argument("--calls", type=int, default=10_000, help="of every verb of a session")
     parser.add_argument("--only", metavar="NAME", help="one door or parser of a part, not kept")
     options = parser.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
