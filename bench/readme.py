@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
+import attack_tables  # noqa: E402
 import results  # noqa: E402
 
 #: Files that hold figures.
@@ -243,9 +244,23 @@ def attack(entry: Entry) -> str:
     return f"{table(tuple(rows[0]), cells)}\n\n{took}"
 
 
+def _attack_table(render: Callable[[list[Entry]], str]) -> Callable[[Entry], str]:
+    return lambda entry: f"{render(entry['rows'])}\n\n{machine(entry)}"
+
+
 RENDERERS: dict[str, Callable[[Entry], str]] = {
     "attack_inputs": attack,
     "attack_fuzz": attack,
+    **{
+        f"attack_{name}": _attack_table(render)
+        for name, render in (
+            ("kills", attack_tables.kills),
+            ("faults", attack_tables.faults),
+            ("sanitizers", attack_tables.sanitizers),
+            ("concurrency", attack_tables.concurrency),
+            ("reproducible", attack_tables.reproducible),
+        )
+    },
     "demo": latency,
     "official": latency,
     "scoring": scoring,
