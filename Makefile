@@ -14,6 +14,9 @@ GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
 SERVE_VENV := .venv-serve
 SERVE_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_serving.py
 
+comma := ,
+LOCKED_EXTRAS := $(subst $(comma), ,$(EXTRAS))
+
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -24,7 +27,7 @@ SOURCES := pyproject.toml $(NATIVE) $(shell find hat_export kernels cli -type f 
 CXX_SOURCES = find kernels \( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' \)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-full test-gpu test-serve check lint types bench docs clean
+.PHONY: help demo test test-full test-gpu test-serve test-lowest test-newest lock sbom check lint types bench attack docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /\1|/' \
@@ -66,6 +69,31 @@ test-serve: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Run the runtime with
 	HAT_EXPORT_TEST_BUNDLE=$(CURDIR)/build/serve/bundle \
 		$(SERVE_VENV)/bin/python -m pytest -m "not gpu" $(SERVE_TESTS) $(PYTEST_ARGS)
 
+# The runtime without torch, at the lowest and at the newest versions that pyproject.toml allows.
+RUNTIME_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_index.py \
+	tests/test_spec.py tests/test_files.py tests/test_retrieval.py tests/test_image_search.py
+test-lowest: RESOLUTION := lowest-direct
+test-newest: RESOLUTION := highest
+test-lowest test-newest: $(VENV)/.installed  ## Run the runtime's tests at the lowest (newest) versions of its libraries
+	$(BIN)/hat-export onnx $(DEMO_MODEL) build/$@/bundle --overwrite --quiet
+	$(PYTHON) -m venv --clear build/$@/venv
+	$(BIN)/uv pip install --python build/$@/venv/bin/python --resolution $(RESOLUTION) \
+		".[cpu]" "pytest>=8.3" "hypothesis>=6.120"
+	HAT_EXPORT_TEST_BUNDLE=$(CURDIR)/build/$@/bundle \
+		build/$@/venv/bin/python -m pytest -p no:cacheprovider $(RUNTIME_TESTS) $(PYTEST_ARGS)
+
+# torch as PyPI has it, with CUDA. For another build install that first, then the others by name
+# from this file: pip takes what fits as installed.
+lock: $(VENV)/.installed  ## Pin every library of development, with hashes, in requirements/dev.txt
+	$(BIN)/uv pip compile pyproject.toml $(LOCKED_EXTRAS:%=--extra %) --generate-hashes --quiet \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+		--custom-compile-command "make lock" $(LOCK_ARGS) -o requirements/dev.txt
+
+sbom: $(VENV)/.installed  ## Write a CycloneDX list of everything in .venv to build/sbom.json
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--of JSON -o build/sbom.json $(BIN)/python
+
 check: lint types  ## Run the linters, the formatters and the type checker
 
 lint: $(VENV)/.installed
@@ -90,6 +118,11 @@ types: build/types/.installed
 
 bench: $(VENV)/.installed  ## Measure the published figures on this machine and write them into README
 	$(BIN)/python bench/figures.py --out runs/bench $(BENCH_ARGS)
+
+ATTACK_ARGS ?=
+attack: $(VENV)/.installed  ## Attack every door with malformed inputs, fuzz every parser, write docs/security.md
+	$(BIN)/python bench/attack $(ATTACK_ARGS)
+	$(BIN)/python bench/readme.py
 
 docs: $(VENV)/.installed  ## Write docs/cli/ from the commands themselves
 	mkdir -p docs/cli

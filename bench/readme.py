@@ -19,10 +19,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
+import attack_tables  # noqa: E402
 import results  # noqa: E402
 
 #: Files that hold figures.
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "security.md")
 PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 Entry = dict[str, Any]
 
@@ -231,7 +232,35 @@ def reproducibility(entry: Entry) -> str:
     return f"{table(('', f'{count} repetitions'), rows)}\n\n{note} {machine(entry)}"
 
 
+def attack(entry: Entry) -> str:
+    """What a part of bench/attack tried and found; its rows name their own columns."""
+    rows = entry["rows"]
+    cells = [
+        tuple(f"{cell:,}" if isinstance(cell, (int, float)) else cell for cell in row.values())
+        for row in rows
+    ]
+    facts = entry["machine"]
+    took = f"{entry['seconds'] / 60:.0f} minutes on {facts['cores']} cores; {entry['date']}."
+    return f"{table(tuple(rows[0]), cells)}\n\n{took}"
+
+
+def _attack_table(render: Callable[[list[Entry]], str]) -> Callable[[Entry], str]:
+    return lambda entry: f"{render(entry['rows'])}\n\n{machine(entry)}"
+
+
 RENDERERS: dict[str, Callable[[Entry], str]] = {
+    "attack_inputs": attack,
+    "attack_fuzz": attack,
+    **{
+        f"attack_{name}": _attack_table(render)
+        for name, render in (
+            ("kills", attack_tables.kills),
+            ("faults", attack_tables.faults),
+            ("sanitizers", attack_tables.sanitizers),
+            ("concurrency", attack_tables.concurrency),
+            ("reproducible", attack_tables.reproducible),
+        )
+    },
     "demo": latency,
     "official": latency,
     "scoring": scoring,
@@ -249,7 +278,9 @@ def rendered(part: str, folder: Path) -> str:
     """What README says of a part."""
     entry = results.latest(folder, part)
     if entry is None:
-        return f"Not measured yet: `python bench/figures.py {part}` does it."
+        is_attack = part.startswith("attack_")
+        command = f"attack {part.removeprefix('attack_')}" if is_attack else f"figures.py {part}"
+        return f"Not measured yet: `python bench/{command}` does it."
     return RENDERERS[part](entry)
 
 

@@ -28,13 +28,12 @@ def profile(
     quiet: QuietOption = False,
 ) -> None:
     """Time every operator of the encoders by ONNX Runtime's own profiler, layer by layer."""
-    import tempfile
-
     from hat_export.api import open_bundle
     from hat_export.backends.onnxruntime_profiler import ProfiledSession
     from hat_export.bundle import Bundle
     from hat_export.environment import default_threads, environment
     from hat_export.latency.cases import whole_captions
+    from hat_export.partial import scratch_folder
     from hat_export.profiling.report import Profile, profile_report
     from hat_export.profiling.trace import graph_layers, read_trace
     from hat_export.self_test import noise_pixels
@@ -56,9 +55,9 @@ def profile(
     progress.step(f"opening {bundle}")
     with open_bundle(bundle, threads=count) as session:
         plain = {name: _median(call, runs) for name, call in calls(session).items()}
-    with tempfile.TemporaryDirectory(prefix="hat-bench-") as folder:
+    with scratch_folder() as folder:
         progress.step("profiling")
-        with ProfiledSession(opened, count, Path(folder)) as profiled:
+        with ProfiledSession(opened, count, folder) as profiled:
             for call in calls(profiled).values():
                 for _ in range(WARM_UP + runs):
                     call()

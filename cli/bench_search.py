@@ -48,10 +48,9 @@ def search(
     quiet: QuietOption = False,
 ) -> None:
     """Choose the number of candidates of two-stage search, and show recall and latency."""
-    import tempfile
-
     from hat_export.dataset import read_karpathy
     from hat_export.environment import environment
+    from hat_export.partial import scratch_folder
     from hat_export.search import CANDIDATES, candidate_source
     from hat_export.search_benchmark import index_split, run, search_report
 
@@ -65,12 +64,10 @@ def search(
     progress = common.Progress(quiet)
     with (
         common.open_target(target, backend, threads, architecture, vocabulary) as session,
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder() as folder,
     ):
         splits = [
-            index_split(
-                session, dataset, Path(folder) / f"{number}.hatidx", storage, progress.count
-            )
+            index_split(session, dataset, folder / f"{number}.hatidx", storage, progress.count)
             for number, dataset in enumerate(datasets)
         ]
         results = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -19,6 +22,29 @@ if TYPE_CHECKING:
     from hat_export.report import Report, Table
     from hat_export.session import Session
     from hat_export.spec import ModelSpec
+
+#: Errors of a disk that is full, read-only or broken, and of exhausted descriptors.
+_FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+
+#: How libraries say that memory has run out, where they have no type for it.
+_NO_MEMORY = (
+    "bad allocation",
+    "bad_alloc",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "resource temporarily unavailable",
+)
 
 #: Exit status of a process that Ctrl-C ended, as shells expect it.
 INTERRUPTED = 130
@@ -35,17 +61,20 @@ def run(app: typer.Typer, name: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(prog_name=name, standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that has gone or a full disk can be told
     except HatError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was left behind", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone: nothing to tell, and nobody to tell it to.
-        sys.stderr.close()
+        _drop_output()
         sys.exit(1)
-    except MemoryError:
-        _fail("out of memory; close other programs, or use a smaller --batch", 1)
     except Exception as error:
+        trouble = _trouble_of_machine(error)
+        if trouble is not None:
+            _fail(trouble, 1)
         if not hasattr(error, "format_message"):  # a usage error knows how to show itself
             raise
         error.show()  # type: ignore[attr-defined]
@@ -58,7 +87,31 @@ def run(app: typer.Typer, name: str) -> None:
 def _fail(message: str, status: int) -> NoReturn:
     line = " ".join(message.split())
     print(f"error: {line}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere; else the interpreter complains when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _trouble_of_machine(error: Exception) -> str | None:
+    """What to tell of an error that says something of the machine, wherever it comes from."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        place = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{place}{error.strerror}; free some, or name another output, --cache or TMPDIR "
+            f"(temporary files are in {tempfile.gettempdir()})"
+        )
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return "out of memory; close other programs, or use fewer --threads or a smaller --batch"
+    return None
 
 
 class Progress:
@@ -143,11 +196,13 @@ def read_lines(paths: list[Path]) -> list[str]:
 
 
 def check_report_paths(paths: list[Path] | None) -> None:
-    """Refuse a report that can't be written in the format asked for, before any work is done."""
+    """Refuse a report that can't be written in its format or place, before any work is done."""
+    from hat_export.files import check_writable
     from hat_export.report import check_report_path
 
     for path in paths or []:
         check_report_path(path)
+        check_writable(path)
 
 
 def deliver(report: Report, paths: list[Path] | None) -> None:

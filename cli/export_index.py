@@ -87,6 +87,7 @@ def index(
     from hat_export.bundle import Bundle
     from hat_export.environment import default_threads
     from hat_export.errors import InputError
+    from hat_export.files import check_writable
     from hat_export.image_sources import list_images
     from hat_export.index import ImageIndex
     from hat_export.index_captions import CaptionIndex
@@ -103,6 +104,8 @@ def index(
         raise InputError("--address is of --engine ray; give both")
     if captions and engine is Engine.ray:
         raise InputError("--captions are encoded in this process; leave --engine ray out")
+    if skipped is not None:
+        check_writable(skipped)
     progress = common.Progress(quiet)
     texts = common.read_lines(images) if captions else []
     refs = [] if captions else list(list_images(images))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hat_export.errors import OutputError
+from hat_export.partial import partial_file, partial_folder, publish
 
 
 def sha256_of(path: Path) -> str:
@@ -38,19 +36,16 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: if the target exists, or its parent can't be written to, or the disk is full.
     """
     check_target(target, overwrite)
-    # Named before it is made: an interrupt right after the making must find it to remove it.
-    work = target.parent / f".{target.name}.partial-{secrets.token_hex(4)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir(mode=0o700)
-        yield work
-        work.chmod(0o755)
-        _sync(work)
-        _replace(work, target, overwrite)
+        with partial_folder(target.parent, target.name) as work:
+            yield work
+            work.chmod(0o755)
+            _sync(work)
+            publish(work, target, overwrite)
+            sync_folder(target.parent)
     except OSError as error:
         raise _unwritable(target, error) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_target(target: Path, overwrite: bool) -> None:
@@ -63,6 +58,24 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{target}: holds files but no bundle; it is not overwritten, choose another output"
         )
+    check_writable(target)
+
+
+def check_writable(target: Path) -> None:
+    """Refuse a target whose folder can't be written to before any work is spent on it.
+
+    Raises:
+        OutputError: naming the folder.
+    """
+    folder = target.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(f"{target}: can't be written ({folder} is no folder); choose another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{target}: can't be written ({folder} is read-only); choose another output"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,17 +84,17 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: if it can't be written.
     """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: exists and is no file; choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with partial_file(path) as work:
+            with work.open("w", encoding="utf-8") as file:
                 file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+                file.flush()
+                os.fsync(file.fileno())
+            work.chmod(0o644)
+            work.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -104,19 +117,13 @@ def _sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _replace(work: Path, target: Path, overwrite: bool) -> None:
-    if not (overwrite and target.exists()):
-        work.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / "bundle"
-    target.rename(old)
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold a new name too."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        work.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:

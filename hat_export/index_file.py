@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from hat_export.closing import Closing
 from hat_export.errors import IndexFileError, InputError, OutputError
+from hat_export.files import sync_folder
+from hat_export.partial import partial_file, partial_folder, publish
 
 Bytes = NDArray[np.uint8]
 
@@ -115,18 +117,17 @@ class RecordFile(Closing):
         content[PAGE : PAGE + ALIGNMENT] = _sealed(_COMMIT.pack(_COMMIT_MAGIC, 0, 0, 0, header))
         if path.exists():
             raise OutputError(f"{path}: exists already; choose another output or append to it")
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("xb") as file:
-                file.write(content)
-                _sync(file)
-            partial.rename(path)
-            _sync_folder(path.parent)
+            with partial_file(path) as partial:
+                with partial.open("wb") as file:
+                    file.write(content)
+                    _sync(file)
+                partial.chmod(0o644)
+                publish(partial, path, replace=False)
+            sync_folder(path.parent)
         except OSError as error:
             raise _unwritable(path, error, "nothing was left behind") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return cls(path)
 
     @classmethod
@@ -213,10 +214,13 @@ class RecordFile(Closing):
             IndexFileError: as :meth:`append`.
             OutputError: if it can't be written; the file is as before then.
         """
-        partial = self.path.with_name(f".{self.path.name}.compact-{os.getpid()}")
         try:
-            with self.path.open("r+b") as old:
+            with (
+                self.path.open("r+b") as old,
+                partial_folder(self.path.parent, self.path.name) as work,
+            ):
                 self._lock(old)
+                partial = work / self.path.name
                 with closing(RecordFile.create(partial, self.metadata)) as anew:
                     for text in self.notes:
                         anew.note(text)
@@ -225,11 +229,9 @@ class RecordFile(Closing):
                         payloads = [self.record(position).tobytes() for position in some]
                         anew.append(payloads, [self.ids[position] for position in some])
                 partial.replace(self.path)
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
         except OSError as error:
             raise _unwritable(self.path, error, "it is as it was") from None
-        finally:
-            partial.unlink(missing_ok=True)
         self._load()
 
     @property
@@ -298,6 +300,14 @@ class RecordFile(Closing):
         gaps = ((ALIGNMENT, PAGE), (PAGE + ALIGNMENT, 2 * PAGE), (2 * PAGE + ALIGNMENT, 3 * PAGE))
         if not whole or any(self._map[first:last].any() for first, last in gaps):
             raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
+        self.verify_records()
+
+    def verify_records(self) -> None:
+        """Check the records alone; what an interrupted append left behind them may stand.
+
+        Raises:
+            IndexFileError: at the first that is damaged.
+        """
         for position, name in enumerate(self.ids):
             start, size = int(self._starts[position]), int(self._sizes[position])
             stored = self._map[start : start + size].data
@@ -336,7 +346,9 @@ class RecordFile(Closing):
             ) from None
         head = file.read(METADATA_START)
         newest = _newest([head[PAGE:], head[2 * PAGE :]])
-        if newest != self._commit:
+        # A compaction gives the name to another file: an append to the old one would be lost.
+        renamed = not os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        if renamed or newest != self._commit:
             raise IndexFileError(
                 f"{self.path}: was changed by another process since it was opened; open it again"
             )
@@ -500,15 +512,6 @@ def _mapped(path: Path) -> Bytes:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk hold a new name too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError, state: str) -> OutputError:

@@ -23,6 +23,7 @@ from hat_export.image_sources import ImageReader, ImageRef
 from hat_export.index import ImageIndex, ReducedImages
 from hat_export.index_captions import CaptionIndex
 from hat_export.index_projection import Projections
+from hat_export.partial import sweep
 from hat_export.session import Session
 
 #: Images whose features are committed together: at official size 88 MB of file, and the work that
@@ -100,6 +101,7 @@ def open_index(
         OutputError: if it can't be written.
     """
     model = model_name(bundle)
+    sweep(path.parent, path.name)
     if not path.exists():
         chosen = precision or ("float16" if kind is ImageIndex else "float32")
         return kind.create(path, bundle.manifest.spec, model, projections, chosen)

@@ -6,11 +6,12 @@ ranks, judges the budget on intervals, names the culprit, and makes the report.
 
 from __future__ import annotations
 
-import tempfile
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from hat_export.dataset import CaptionDataset
 from hat_export.environment import environment, peak_memory, private_memory
 from hat_export.errors import BackendUnavailableError, InputError, OutputError
 from hat_export.evaluate import Progress, silent
+from hat_export.partial import locked_folder, partial_folder, scratch_folder
 from hat_export.precision import PRECISIONS
 from hat_export.recall import tables
 from hat_export.recall.attribution import Attribution, attribute
@@ -205,7 +207,7 @@ def run_parity(
         progress(what, done, total)
 
     with ExitStack() as stack:
-        folder = _cache_folder(settings.cache, stack)
+        folder = _cache_folder(settings.cache, stack, step)
         run = _Run(dataset, settings, folder, meter, watched, step)
         sides = [run.encode(side, stack) for side in (reference, candidate)]
         scores = (
@@ -292,6 +294,8 @@ class _Run:
                     self._progress,
                 )
             )
+            for line in found.discarded:
+                self._step(line)
             images, captions = found.reused
             self._step(f"{images} images and {captions} captions were in the cache")
             return _Encoded(name, found, own_scores(session, self._dataset))
@@ -311,9 +315,9 @@ class _Run:
         self._step("looking for the component at fault")
         with (
             self._meter.part("attribution"),
-            tempfile.TemporaryDirectory(dir=self._folder) as work,
+            partial_folder(self._folder, "attribution") as work,
         ):
-            return attribute(*sides, scores, self._dataset.owners, Path(work), self._score)
+            return attribute(*sides, scores, self._dataset.owners, work, self._score)
 
     def localize(self, reference: Side, candidate: Side) -> tuple[Localization, ...]:
         """Compare the encoders' graphs layer by layer."""
@@ -429,15 +433,20 @@ def _require_localizable(reference: Side, candidate: Side) -> None:
             )
 
 
-def _cache_folder(cache: Path | None, stack: ExitStack) -> Path:
+def _cache_folder(cache: Path | None, stack: ExitStack, step: Step) -> Path:
+    """The cache for this run alone: another that uses it goes first."""
     if cache is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hat-export-")))
+        return stack.enter_context(scratch_folder())
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        waiting = partial(step, f"waiting for another run that uses {cache}")
+        stack.enter_context(locked_folder(cache, waiting))
     except OSError as error:
         raise OutputError(
-            f"{cache}: can't be made ({error.strerror}); name another folder with --cache"
+            f"{cache}: can't be used ({error.strerror}); name another folder with --cache"
         ) from None
+    if not os.access(cache, os.W_OK):
+        raise OutputError(f"{cache}: is read-only; name another folder with --cache")
     return cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.closing import Closing
-from hat_export.errors import InputError
+from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index import ReducedImages
 from hat_export.index_projection import Projections
@@ -42,6 +43,12 @@ class Session(Closing, ABC):
         self.preprocess = ImagePreprocessor.from_spec(spec)
         self.backend = backend
         self.threads = threads
+        self._process = os.getpid()
+
+    @property
+    def survives_fork(self) -> bool:
+        """Whether it works in a process that was forked after it was opened."""
+        return False
 
     def encode_images(
         self, images: Float32[np.ndarray, "images 3 height width"] | Sequence[ImageLike]
@@ -57,6 +64,7 @@ class Session(Closing, ABC):
         Raises:
             InputError: on a wrong dtype or shape, or an unreadable image.
         """
+        self._check_process()
         pixels = self._pixels(images)
         if not len(pixels):
             return ImageFeatures(
@@ -81,6 +89,7 @@ class Session(Closing, ABC):
         Raises:
             InputError: as :meth:`encode_images`, or if there is no image.
         """
+        self._check_process()
         pixels = self._pixels(images)
         if not len(pixels):
             raise InputError("no images to reduce; expected at least one")
@@ -104,6 +113,7 @@ class Session(Closing, ABC):
         Raises:
             InputError: on a wrong dtype or shape, or an id outside of the vocabulary.
         """
+        self._check_process()
         if isinstance(texts, str):
             raise InputError("expected a list of captions, got one string; put it into a list")
         if isinstance(texts, np.ndarray):
@@ -137,6 +147,7 @@ class Session(Closing, ABC):
         Raises:
             InputError: if the features are not of this model's width.
         """
+        self._check_process()
         for what, levels in (("image", images.levels), ("text", texts.levels)):
             if levels[0].shape[2] != self.spec.dim:
                 raise InputError(
@@ -185,6 +196,19 @@ class Session(Closing, ABC):
     @abstractmethod
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         """Scores of checked features."""
+
+    def _check_process(self) -> None:
+        """Refuse to wait for threads that a fork has left behind: the call would never return.
+
+        Raises:
+            BackendUnavailableError: with the remedy.
+        """
+        if os.getpid() != self._process and not self.survives_fork:
+            raise BackendUnavailableError(
+                f"this {self.backend} session was opened before its process was forked, and its "
+                "threads stayed behind: open it in the new process, or start processes with "
+                "multiprocessing's 'spawn' method"
+            )
 
     def _pixels(self, images: np.ndarray | Sequence[ImageLike]) -> np.ndarray:
         pixels = images if isinstance(images, np.ndarray) else self.preprocess(images)

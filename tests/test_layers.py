@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.hardware",
             "hat_export.image_sources",
             "hat_export.onnx_types",
+            "hat_export.partial",
             "hat_export.plots",
             "hat_export.preprocess",
             "hat_export.report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 import hat_export
 from hat_export.backends.torch_backend import TorchSession
 from hat_export.dataset import CaptionDataset, CaptionedImage, ImageStore
-from hat_export.errors import IndexFileError, InputError
+from hat_export.errors import InputError, OutputError
 from hat_export.evaluate import silent
 from hat_export.model.checkpoint import load_hat
 from hat_export.model.hat import HAT
@@ -168,7 +169,7 @@ def test_interrupted_scoring_goes_on(
     np.testing.assert_allclose(again.total, whole.total, atol=1e-6)
 
 
-def test_a_damaged_cache_is_refused(
+def test_damaged_features_are_encoded_again(
     torch_session: TorchSession, dataset: CaptionDataset, tmp_path: Path
 ) -> None:
     encoded(torch_session, dataset, tmp_path, "a").close()
@@ -176,8 +177,43 @@ def test_a_damaged_cache_is_refused(
     content = bytearray(path.read_bytes())
     content[20_000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(IndexFileError, match=r"captions-a-text\.hatidx"):
-        encoded(torch_session, dataset, tmp_path, "a")
+    again = encoded(torch_session, dataset, tmp_path, "a")
+    assert again.reused == (5, 0)
+    (line,) = again.discarded
+    assert re.search(r"captions-a-text\.hatidx: record \d+ .* is damaged", line)
+    again.texts.verify()
+
+
+@pytest.mark.parametrize("name", ["level1.npy", "total.npy", "state.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "gone"])
+def test_damaged_scores_are_made_again(
+    torch_session: TorchSession,
+    dataset: CaptionDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    damage: str,
+) -> None:
+    found = encoded(torch_session, dataset, tmp_path, "a")
+    monkeypatch.setattr(scores_module, "CAPTION_BLOCK", 1)  # many blocks
+    whole = np.array(scored(found, tmp_path).total)
+    (path,) = tmp_path.glob(f"scores-*/{name}")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-9] ^= 4
+    elif damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    path.write_bytes(content)
+    if damage == "gone":
+        path.unlink()
+    np.testing.assert_array_equal(scored(found, tmp_path).total, whole)
+
+
+def test_a_full_disk_is_told_before_scores_are_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"can't be written .*--cache"):
+        scores_module.new_matrix(tmp_path / "huge.npy", (1 << 20, 1 << 25))
 
 
 def test_keys_know_what_features_depend_on(

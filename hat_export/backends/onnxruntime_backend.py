@@ -17,7 +17,7 @@ from hat_export.bundle import (
     Bundle,
 )
 from hat_export.environment import cpu_features
-from hat_export.errors import BackendUnavailableError, BundleError
+from hat_export.errors import BackendUnavailableError, BundleError, InputError
 from hat_export.features import ImageFeatures, TextFeatures
 from hat_export.index_projection import Projections, read_projections
 from hat_export.kernels import operators
@@ -75,6 +75,11 @@ class OnnxRuntimeSession(Session):
         self._bundle = bundle
         self._graphs = {name: self._load(name) for name in ("image", "text")}
 
+    @property
+    def survives_fork(self) -> bool:
+        """True with one thread: ONNX Runtime has no others then."""
+        return self.threads == 1
+
     def _options(self) -> onnxruntime.SessionOptions:
         packed = self._bundle.manifest.attention_form == PACKED_ATTENTION
         return session_options(self.threads, packed)
@@ -93,11 +98,17 @@ class OnnxRuntimeSession(Session):
         """What is loaded: a path, so that external data is found and nothing is copied."""
         return str(path)
 
+    def _graph(self, name: str) -> onnxruntime.InferenceSession:
+        try:
+            return self._graphs[name]
+        except KeyError:
+            raise InputError("this session is closed; open the bundle again") from None
+
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._graphs["image"].run(IMAGE_OUTPUTS, {"pixel_values": pixels}))
+        return tuple(self._graph("image").run(IMAGE_OUTPUTS, {"pixel_values": pixels}))
 
     def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._graphs["image"].run(REDUCED_OUTPUTS, {"pixel_values": pixels}))
+        return tuple(self._graph("image").run(REDUCED_OUTPUTS, {"pixel_values": pixels}))
 
     @property
     def projections(self) -> Projections:
@@ -106,7 +117,7 @@ class OnnxRuntimeSession(Session):
 
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = {"input_ids": ids, "attention_mask": mask}
-        return tuple(self._graphs["text"].run(TEXT_OUTPUTS, feed))
+        return tuple(self._graph("text").run(TEXT_OUTPUTS, feed))
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         return score_with_kernel(images, texts, self.spec, self.threads)
@@ -126,6 +137,7 @@ class OnnxRuntimeSession(Session):
         Returns:
             float32 [images, captions].
         """
+        self._check_process()
         if "alignment" not in self._graphs:
             self._graphs["alignment"] = self._load("alignment")
         return score_in_blocks(images, texts, self._score_block)

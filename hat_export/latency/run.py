@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
 from hat_export.latency.cases import CAPTION, Case, Sizes, cases_of, write_pictures
 from hat_export.latency.measure import Pass, Progress, Timing, measure_pass
+from hat_export.partial import scratch_folder
 from hat_export.session import Session
 from hat_export.spec import ModelSpec
 
@@ -82,8 +81,8 @@ def measure_targets(
     passes: dict[int, list[Pass]] = {}
     cases: list[Case] = []
     told: dict[str, Opened] = {}
-    with tempfile.TemporaryDirectory(prefix="hat-bench-") as folder:
-        pictures = write_pictures(Path(folder), max(sizes.images, default=0))
+    with scratch_folder() as folder:
+        pictures = write_pictures(folder, max(sizes.images, default=0))
         for number in range(1, effort.passes + 1):
             with ExitStack() as stack:
                 columns = []

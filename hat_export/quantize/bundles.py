@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,6 +34,7 @@ from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
 from hat_export.export.linear_layers import fuse_linear
 from hat_export.export.mixed_precision import Feed
 from hat_export.files import check_target, new_folder, sha256_of
+from hat_export.partial import scratch_folder
 from hat_export.quantize.calibration import Observer, observe
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, check_plan
@@ -403,8 +403,8 @@ def quantize_bundle(
     """
     check_target(target, overwrite)
     bundle = Bundle.read(source)
-    with tempfile.TemporaryDirectory(prefix="hat-quantize-") as work:
-        quantizer = Quantizer(bundle, Path(work), threads, data, step, count)
+    with scratch_folder() as work:
+        quantizer = Quantizer(bundle, work, threads, data, step, count)
         plan = make_plan(quantizer)
         step(f"quantizing: {plan.title()}")
         return quantizer.write(plan, target, overwrite)

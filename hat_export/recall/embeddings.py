@@ -15,6 +15,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from hat_export.bundle import Manifest, is_bundle, read_manifest
 from hat_export.closing import Closing
 from hat_export.dataset import CaptionDataset
 from hat_export.environment import machine, package_versions
-from hat_export.errors import OutputError
+from hat_export.errors import IndexFileError, OutputError
 from hat_export.evaluate import Progress, encode_captions, reject_nan, silent
 from hat_export.index import ImageIndex
 from hat_export.index_captions import CaptionIndex
-from hat_export.index_file import IndexRecoveryWarning
+from hat_export.index_file import IndexRecoveryWarning, RecordFile
 from hat_export.index_projection import Projections, stored_widths
 from hat_export.kernels.alignment_cpu import LevelCaptions
 from hat_export.session import Session
@@ -122,6 +123,7 @@ class EncodedDataset(Closing):
         text_rows: For every caption of the dataset, its record.
         text_ids: For every caption, what recognises it.
         reused: Images and captions that were found encoded.
+        discarded: What was found damaged and is encoded again, as lines.
     """
 
     keys: EncoderKeys
@@ -134,6 +136,7 @@ class EncodedDataset(Closing):
     text_rows: Int64[np.ndarray, " captions"]
     text_ids: tuple[str, ...]
     reused: tuple[int, int]
+    discarded: tuple[str, ...]
 
     def image_level(
         self, level: int, start: int, stop: int
@@ -177,7 +180,7 @@ def encode_dataset(
     Raises:
         InputError: if a feature is NaN or infinite.
         DatasetError: if an image can't be read.
-        IndexFileError: if a file of the cache is damaged, or another process is writing to it.
+        IndexFileError: if another process is writing to the cache.
         OutputError: if the cache can't be written, or the disk hasn't the room.
     """
     spec = _neutral(session.spec)
@@ -186,6 +189,7 @@ def encode_dataset(
     with warnings.catch_warnings():
         # An interrupted append is what the cache is for; what it left is discarded below.
         warnings.simplefilter("ignore", IndexRecoveryWarning)
+        discarded = [line for path in paths if (line := _discard_if_damaged(path))]
         images = (
             ImageIndex.open(paths[0])
             if paths[0].exists()
@@ -196,10 +200,6 @@ def encode_dataset(
             if paths[1].exists()
             else CaptionIndex.create(paths[1], spec, keys.text, None, "float32")
         )
-    interrupted = [index for index in (images, texts) if index.file.notice]
-    for index in (images, texts):
-        if len(index) and index not in interrupted:
-            index.verify()
     text_ids = _caption_ids(session, dataset)
     missing = _first_of_each(digests.images, images.ids)
     missing_texts = _first_of_each(text_ids, texts.ids)
@@ -211,9 +211,6 @@ def encode_dataset(
     for chosen, features in encode_captions(session, some, batch, progress, reused[1]):
         names = [text_ids[missing_texts[position]] for position in chosen]
         texts.append(names, features, None)
-    for index in interrupted:
-        if index.file.notice is None:  # the first append has discarded what was half-written
-            index.verify()
     rows = []
     for ids, index in ((digests.images, images), (text_ids, texts)):
         place = {name: row for row, name in enumerate(index.ids)}
@@ -229,7 +226,24 @@ def encode_dataset(
         rows[1],
         text_ids,
         reused,
+        tuple(discarded),
     )
+
+
+def _discard_if_damaged(path: Path) -> str | None:
+    """Remove a file of the cache that isn't as it was written; the line that tells so."""
+    if not path.exists():
+        return None
+    try:
+        with closing(RecordFile.open(path)) as file:
+            if file.notice:
+                file.verify_records()
+            else:
+                file.verify()
+    except IndexFileError as error:
+        path.unlink()
+        return f"removed from the cache, to be encoded again: {error}"
+    return None
 
 
 def _encode_images(

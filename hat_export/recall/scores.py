@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,9 +110,13 @@ def score_levels(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     work = folder / f"scores-{name}"
-    done = _done(work)
-    levels = [_matrix(work / f"level{n}.npy", count, captions, done) for n in range(1, LEVELS + 1)]
-    total = _matrix(work / "total.npy", count, captions, done)
+    names = [*(f"level{n}.npy" for n in range(1, LEVELS + 1)), "total.npy"]
+    blocks = _blocks(work)
+    found = _open_matrices(work, names, (count, captions)) if blocks else None
+    matrices = found or [new_matrix(work / file, (count, captions)) for file in names]
+    blocks = _intact(blocks, matrices) if found else []
+    *levels, total = matrices
+    done = blocks[-1].stop if blocks else 0
     longest = texts.spec.max_words * LEVELS * 4 * texts.spec.dim
     block = max(1, CAPTION_BLOCK // longest)
     if done < captions:
@@ -120,11 +126,11 @@ def score_levels(
         _score_block(images, texts, scorer, threads, levels, start, stop, progress, what)
         for first, rows in row_blocks(levels[0][:, start:stop]):
             part = slice(first, first + len(rows))
-            blocks = [level[part, start:stop] for level in levels]
-            total[part, start:stop] = _summed(blocks)
-        for matrix in (*levels, total):
+            total[part, start:stop] = _summed([level[part, start:stop] for level in levels])
+        for matrix in matrices:
             matrix.flush()
-        write_text(work / STATE, json.dumps({"captions": stop}))
+        blocks.append(_Block(stop, _checksums(matrices, start, stop)))
+        write_text(work / STATE, json.dumps([asdict(one) for one in blocks]))
     first_level, second, third = levels
     return LevelScores((first_level, second, third), total)
 
@@ -187,7 +193,7 @@ def summed(levels: Sequence[Scores], path: Path) -> Scores:
         levels: Level 1, 2 and 3.
         path: Where; replaced if it exists.
     """
-    total = np.lib.format.open_memmap(path, "w+", np.float32, levels[0].shape)
+    total = new_matrix(path, levels[0].shape)
     for start, rows in row_blocks(levels[0]):
         part = slice(start, start + len(rows))
         total[part] = _summed([level[part] for level in levels])
@@ -213,21 +219,83 @@ def _folded(captions: LevelCaptions, fold: Projection | None) -> LevelCaptions:
     )
 
 
-def _done(work: Path) -> int:
-    """Captions that an earlier run has finished."""
-    try:
-        return int(json.loads((work / STATE).read_text())["captions"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+def new_matrix(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A float32 matrix in a file that has all of its room on the disk.
 
+    Writing through a mapping into a file with holes kills the process when the disk is full.
 
-def _matrix(path: Path, images: int, captions: int, done: int) -> np.memmap:
+    Args:
+        path: Where; replaced if it exists.
+        shape: Sizes.
+
+    Raises:
+        OutputError: if it can't be made, or the disk hasn't the room.
+    """
     try:
-        if done:
-            return np.lib.format.open_memmap(path, "r+")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(path, "w+", np.float32, (images, captions))
-    except (OSError, ValueError) as error:
+        # Another inode than that of a matrix that somebody may still have mapped.
+        path.unlink(missing_ok=True)
+        matrix = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
         raise OutputError(
-            f"{path}: can't be used ({error}); delete the folder, or name another with --cache"
+            f"{path}: can't be written ({error.strerror}); name another folder with --cache"
         ) from None
+    return matrix
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Captions that are scored.
+
+    Attributes:
+        stop: The caption behind the last.
+        crc32: Of the block in every matrix.
+    """
+
+    stop: int
+    crc32: tuple[int, ...]
+
+
+def _blocks(work: Path) -> list[_Block]:
+    """Blocks that an earlier run has finished, as far as its state is readable."""
+    try:
+        found = json.loads((work / STATE).read_text(encoding="utf-8"))
+        return [_Block(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _intact(blocks: Sequence[_Block], matrices: Sequence[np.memmap]) -> list[_Block]:
+    """The blocks before the first that isn't as it was written: the others are scored again."""
+    start, good = 0, []
+    for block in blocks:
+        fits = start < block.stop <= matrices[0].shape[1]
+        if not fits or _checksums(matrices, start, block.stop) != block.crc32:
+            break
+        good.append(block)
+        start = block.stop
+    return good
+
+
+def _checksums(matrices: Sequence[np.memmap], start: int, stop: int) -> tuple[int, ...]:
+    found = []
+    for matrix in matrices:
+        crc = 0
+        for _, rows in row_blocks(matrix[:, start:stop]):
+            crc = zlib.crc32(np.ascontiguousarray(rows), crc)
+        found.append(crc)
+    return tuple(found)
+
+
+def _open_matrices(
+    work: Path, names: Sequence[str], shape: tuple[int, int]
+) -> list[np.memmap] | None:
+    """The matrices of an earlier run; None if one of them isn't what it was."""
+    try:
+        found = [np.lib.format.open_memmap(work / name, "r+") for name in names]
+    except (OSError, ValueError):
+        return None
+    same = all(one.shape == shape and one.dtype == np.float32 for one in found)
+    return found if same and all(one.flags.c_contiguous for one in found) else None

@@ -103,8 +103,9 @@ class EngineCache:
             return None
         try:
             record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-            if sha256_of(folder / _ENGINE) != record["sha256"]:
-                raise ValueError("another hash")
+            for file in (_ENGINE, _LOG):
+                if sha256_of(folder / file) != record["sha256"][file]:
+                    raise ValueError("another hash")
             built = BuiltEngine(
                 layers=tuple(
                     EngineLayer(layer["name"], tuple(layer["nodes"])) for layer in record["layers"]
@@ -128,7 +129,8 @@ class EngineCache:
         with new_folder(self._folder / key, overwrite=True) as folder:
             shutil.copyfile(engine, folder / _ENGINE)
             shutil.copyfile(log, folder / _LOG)
-            record = asdict(built) | {"sha256": sha256_of(folder / _ENGINE)}
+            hashes = {file: sha256_of(folder / file) for file in (_ENGINE, _LOG)}
+            record = asdict(built) | {"sha256": hashes}
             write_text(folder / _RECORD, json.dumps(record, indent=1))
 
 

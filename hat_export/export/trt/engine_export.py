@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from hat_export.export.trt.lower import Progress, check_source, lower_bundle
 from hat_export.export.trt.quantize import QUANTIZED_FORMATS
 from hat_export.export.trt.request import TURING, ProfileRequest
 from hat_export.files import check_target, new_folder
+from hat_export.partial import partial_folder
 from hat_export.precision import PRECISIONS
 from hat_export.self_test import run_self_test, self_test_inputs
 from hat_export.session import Session
@@ -207,11 +207,7 @@ def _onnx_bundle(
         return Bundle.read(source)
     from hat_export.export.onnx_export import export_onnx
 
-    work = Path(
-        stack.enter_context(
-            tempfile.TemporaryDirectory(prefix=f".{target.name}.onnx-", dir=_parent(target))
-        )
-    )
+    work = stack.enter_context(partial_folder(_parent(target), f"{target.name}.onnx"))
     return export_onnx(
         source, work / "bundle", spec, vocabulary, threads=threads, progress=progress
     )
