@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import signal
 import sys
 import time
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 #: Exit status of a process that Ctrl-C ended, as shells expect it.
 INTERRUPTED = 130
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line; an error of ours becomes one line and an exit status.
@@ -33,6 +37,10 @@ def run(app: typer.Typer, name: str) -> None:
     """
     # A polite kill ends like Ctrl-C: through the handlers that clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Half a surrogate pair in somebody's name is shown as an escape.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(prog_name=name, standalone_mode=False)
     except HatError as error:
@@ -56,9 +64,14 @@ def run(app: typer.Typer, name: str) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def printable(text: str) -> str:
+    """A text without control characters: names come from strangers, and a terminal obeys them."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Progress:
@@ -75,7 +88,7 @@ class Progress:
     def step(self, message: str) -> None:
         """Show one step that has begun."""
         if not self._quiet:
-            print(f"  {message}", file=sys.stderr, flush=True)
+            print(f"  {printable(message)}", file=sys.stderr, flush=True)
 
     def count(self, what: str, done: int, total: int) -> None:
         """Show how far a loop is, and the time left at the pace so far."""
@@ -168,7 +181,7 @@ def show(report: Report) -> None:
         if table.rows:
             show_table(table)
     for line in report.summary:
-        console.print(Text(line))
+        console.print(Text(printable(line)))
 
 
 def show_table(table: Table, text_column: int = 0) -> None:
@@ -184,7 +197,7 @@ def show_table(table: Table, text_column: int = 0) -> None:
         justify: Literal["left", "right"] = "left" if number == text_column else "right"
         shown.add_column(Text(column), justify=justify)
     for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     _console().print(shown)
 
 

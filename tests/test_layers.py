@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.features",
             "hat_export.files",
             "hat_export.gallery",
+            "hat_export.graph_check",
             "hat_export.hardware",
             "hat_export.image_sources",
             "hat_export.onnx_types",

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Float32
@@ -108,7 +109,7 @@ def score_levels(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     work = folder / f"scores-{name}"
-    done = _done(work)
+    done = _done(work, captions)
     levels = [_matrix(work / f"level{n}.npy", count, captions, done) for n in range(1, LEVELS + 1)]
     total = _matrix(work / "total.npy", count, captions, done)
     longest = texts.spec.max_words * LEVELS * 4 * texts.spec.dim
@@ -213,21 +214,25 @@ def _folded(captions: LevelCaptions, fold: Projection | None) -> LevelCaptions:
     )
 
 
-def _done(work: Path) -> int:
+def _done(work: Path, captions: int) -> int:
     """Captions that an earlier run has finished."""
     try:
-        return int(json.loads((work / STATE).read_text())["captions"])
-    except (OSError, ValueError, KeyError, TypeError):
+        done = int(json.loads((work / STATE).read_text())["captions"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
+    return done if 0 <= done <= captions else 0
 
 
 def _matrix(path: Path, images: int, captions: int, done: int) -> np.memmap:
     try:
         if done:
-            return np.lib.format.open_memmap(path, "r+")
+            found = np.lib.format.open_memmap(path, "r+")
+            if (found.dtype, found.shape) != (np.float32, (images, captions)):
+                raise ValueError(f"{found.dtype} {list(found.shape)}")
+            return found
         path.parent.mkdir(parents=True, exist_ok=True)
         return np.lib.format.open_memmap(path, "w+", np.float32, (images, captions))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, TokenError) as error:
         raise OutputError(
             f"{path}: can't be used ({error}); delete the folder, or name another with --cache"
         ) from None

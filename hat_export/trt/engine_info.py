@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+#: What builds and runs engines.
+LIBRARIES = ("tensorrt", "tensorrt-rtx")
+
 
 class Range(NamedTuple):
     """Sizes of one dynamic dimension in a profile.
@@ -91,6 +94,8 @@ class EngineInfo:
         )
         if not profiles:
             raise ValueError("an engine without a profile")
+        if content["library"] not in LIBRARIES:
+            raise ValueError(f"an engine of {content['library']!r}")
         return cls(
             file=str(content["file"]),
             log=str(content["log"]),
