@@ -140,6 +140,23 @@ def open_target(
     return open_target(target, backend, threads, spec, vocabulary)
 
 
+def require_signature(public_key: Path | None, *targets: Path) -> None:
+    """Refuse what isn't a bundle signed by a key, before anything of it is used.
+
+    Args:
+        public_key: What ``--require-signature`` names; None checks nothing.
+        targets: Bundles; a checkpoint carries no signature and is refused.
+    """
+    if public_key is None:
+        return
+    from hat_export.bundle import Bundle
+    from hat_export.signature import check_signature
+
+    for target in targets:
+        check_signature(target, public_key)
+        Bundle.read(target)
+
+
 def read_lines(paths: list[Path]) -> list[str]:
     """The lines of some text files that aren't blank.
 

@@ -67,6 +67,7 @@ def open_search(
     backend: str = "onnxruntime",
     threads: int | None = None,
     verify: bool = True,
+    require_signature: Path | None = None,
 ) -> OpenSearch:
     """An index and its model, ready to answer.
 
@@ -76,6 +77,7 @@ def open_search(
         backend: What runs the bundle.
         threads: Default: one per core.
         verify: Whether to check the bundle's hashes and run its self-test.
+        require_signature: Public key that must have signed the bundle.
 
     Raises:
         IndexFileError: if the index can't be used, or belongs to another model.
@@ -91,7 +93,8 @@ def open_search(
                 else f"{path}: doesn't say which bundle it was made with; name it with --bundle"
             )
         check_model(index, Bundle.read(folder, verify=False))
-        session = open_checked(folder, backend, threads or default_threads(), verify)
+        cores = threads or default_threads()
+        session = open_checked(folder, backend, cores, verify, require_signature)
     except BaseException:
         index.close()
         raise

@@ -60,7 +60,15 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.scoring",
         ),
     ),
-    ("bundle", ("hat_export.bundle", "hat_export.inspection", "hat_export.reproduce")),
+    (
+        "bundle",
+        (
+            "hat_export.bundle",
+            "hat_export.inspection",
+            "hat_export.reproduce",
+            "hat_export.signature",
+        ),
+    ),
     ("model", ("hat_export.model",)),
     ("sessions", ("hat_export.backends", "hat_export.self_test", "hat_export.session")),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -318,10 +319,8 @@ class EngineCacheDoor(Door):
         samples.rehash(bundle, "image.engine", "image.build.log")
         sound = json.loads((bundle / "manifest.json").read_text())
         name, engines = mutate_json(rng, sound["engines"])
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             sound["engines"] = json.loads(engines)
-        except (ValueError, RecursionError):
-            pass
         (bundle / "manifest.json").write_text(json.dumps(sound))
         entry = folder / "cache" / "key"
         entry.mkdir(parents=True)

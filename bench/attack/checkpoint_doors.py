@@ -1,4 +1,4 @@
-"""Checkpoints: PyTorch files old and new, safetensors, folders, and pickles that want to run code."""
+"""Checkpoints: PyTorch files old and new, safetensors, folders, and pickles that run code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import samples
 from doors import CANARY, Door
@@ -249,7 +249,7 @@ class _Global:
 class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
     """Writes :class:`_Global` as a call."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
 
     def save_call(self, call: _Global) -> None:
         self.write(b"c" + call.module.encode() + b"\n" + call.name.encode() + b"\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -261,10 +262,8 @@ class PictureDoor(Door):
 
         prepare = ImagePreprocessor.from_spec(OFFICIAL)
         path = folder / "x.png"
-        try:
+        with contextlib.suppress(DatasetError):
             prepare([decode(path.read_bytes(), "x")])
-        except DatasetError:
-            pass
         pixels = prepare([path])
         assert pixels.shape == (1, 3, 224, 224)
 
@@ -346,7 +345,7 @@ class CaptionDoor(Door):
 
     PIECES = (
         "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631",
-        "\u200b", "\u202e", "\ufeff", "\0", "\x1b[31m", "\ud800", "\udfff", "\uffff", "\u4e2d\u6587",
+        "\u200b", "\u202e", "\ufeff", "\0", "\x1b[31m", "\ud800", "\udfff", "\uffff", "\u4e2d",
         "e\u0301\u0302" * 50, "\n", "\r\n", "\u2028", " ", "", "[CLS]", "[MASK]", "[PAD]", "##ing",
         "dog", "A", "\u0130", "\ufb01", "\u1e9e", "1" * 500, "'", '"', "<b>", "&amp;", "\U0010ffff",
         "\u0e01" * 30, "\t", "\x85", "\xad",
@@ -378,8 +377,8 @@ class CaptionDoor(Door):
         raw = (folder / "captions.txt").read_bytes()
         refused = None
         # As a caller of the API may have it, and as a command line or a file gives it.
-        for text in (raw.decode("utf-8", "surrogatepass") if _passes(raw) else "x",
-                     raw.decode("utf-8", "surrogateescape"), raw.decode("utf-8", "replace")):  # fmt: skip
+        texts = [raw.decode("utf-8", way) for way in ("surrogateescape", "replace")]
+        for text in [*texts, raw.decode("utf-8", "surrogatepass") if _passes(raw) else "x"]:
             try:
                 found = self.session.encode_texts([text, "a dog"])
             except InputError as error:
