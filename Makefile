@@ -5,7 +5,7 @@ PYTHON ?= python3
 # The environment of everything but test-gpu. ONNX Runtime for CPU and for GPU share one import name,
 # so the GPU tests have an environment of their own.
 VENV := .venv
-EXTRAS := export,cpu,rtx,bench,datasets,parquet,ray,serve,dev
+EXTRAS := export,cpu,rtx,bench,datasets,parquet,ray,serve,sign,fuzz,dev
 GPU_VENV := .venv-gpu
 GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
 

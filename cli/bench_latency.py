@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, SpecOption, VocabularyOption
+from hat_export.cli.options import (
+    QuietOption,
+    ReportOption,
+    SignatureOption,
+    SpecOption,
+    VocabularyOption,
+)
 
 if TYPE_CHECKING:
     from hat_export.latency.record import Measured
@@ -62,6 +68,7 @@ def latency(
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Time preprocessing, encoders, scoring and search of several targets in turn, in one run."""
     from functools import partial
@@ -77,6 +84,7 @@ def latency(
     from hat_export.latency.run import Effort, Opener, measure_targets
     from hat_export.latency.targets import describe, name_targets
 
+    common.require_signature(require_signature, *targets)
     sizes = Sizes(
         tuple(image_batch or (1, 8)),
         tuple(text_batch or (1, 32)),

@@ -12,6 +12,7 @@ from hat_export.cli.options import (
     BackendOption,
     QuietOption,
     ReportOption,
+    SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
@@ -55,6 +56,7 @@ def load(
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Run MLPerf LoadGen's scenarios; exit status 1 if LoadGen calls one of them invalid."""
     from hat_export.environment import default_threads, environment
@@ -63,6 +65,7 @@ def load(
     from hat_export.load_test.scenarios import SCENARIOS, Load, loadgen, run_scenarios
     from hat_export.load_test.work import WORKS
 
+    common.require_signature(require_signature, target)
     works = _chosen("--work", work, tuple(WORKS))
     scenarios = _chosen("--scenario", scenario, SCENARIOS)
     common.check_report_paths(report)

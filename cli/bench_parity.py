@@ -14,6 +14,7 @@ from hat_export.cli.options import (
     BackendOption,
     QuietOption,
     ReportOption,
+    SignatureOption,
     SpecOption,
     VocabularyOption,
 )
@@ -96,6 +97,7 @@ def parity(
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge."""
     from hat_export.dataset_reading import read_dataset
@@ -104,6 +106,7 @@ def parity(
     from hat_export.recall.budget import Verdict, parse_budget
     from hat_export.reproduce import write_reproduction
 
+    common.require_signature(require_signature, reference, candidate)
     settings = ParitySettings(
         budget=parse_budget(max_drop),
         strict=strict,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, ThreadsOption
+from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
 
 
 def preflight(
@@ -16,6 +16,7 @@ def preflight(
     report: ReportOption = None,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Time a model's matrix products in every scheme that this CPU can run, beside float32."""
     from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
@@ -26,6 +27,7 @@ def preflight(
     from hat_export.quantize.preflight import measure, preflight_report
     from hat_export.quantize.schemes import find_target
 
+    common.require_signature(require_signature, bundle)
     common.check_report_paths(report)
     source = Bundle.read(bundle, verify=False)
     check_source(source)

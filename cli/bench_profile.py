@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, ThreadsOption
+from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ def profile(
     threads: ThreadsOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Time every operator of the encoders by ONNX Runtime's own profiler, layer by layer."""
     from hat_export.api import open_bundle
@@ -38,6 +39,7 @@ def profile(
     from hat_export.profiling.trace import graph_layers, read_trace
     from hat_export.self_test import noise_pixels
 
+    common.require_signature(require_signature, bundle)
     common.check_report_paths(report)
     progress = common.Progress(quiet)
     count = threads or default_threads()

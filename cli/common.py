@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -49,6 +51,8 @@ _NO_MEMORY = (
 #: Exit status of a process that Ctrl-C ended, as shells expect it.
 INTERRUPTED = 130
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def run(app: typer.Typer, name: str) -> None:
     """Run a command line; an error of ours becomes one line and an exit status.
@@ -59,6 +63,10 @@ def run(app: typer.Typer, name: str) -> None:
     """
     # A polite kill ends like Ctrl-C: through the handlers that clean up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Half a surrogate pair in somebody's name is shown as an escape.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
@@ -85,7 +93,7 @@ def run(app: typer.Typer, name: str) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"error: {line}", file=sys.stderr)
     try:
         sys.stdout.flush()
@@ -114,6 +122,11 @@ def _trouble_of_machine(error: Exception) -> str | None:
     return None
 
 
+def printable(text: str) -> str:
+    """A text without control characters: names come from strangers, and a terminal obeys them."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class Progress:
     """Progress lines on standard error: rewritten in place on a terminal, sparse elsewhere."""
 
@@ -128,7 +141,7 @@ class Progress:
     def step(self, message: str) -> None:
         """Show one step that has begun."""
         if not self._quiet:
-            print(f"  {message}", file=sys.stderr, flush=True)
+            print(f"  {printable(message)}", file=sys.stderr, flush=True)
 
     def count(self, what: str, done: int, total: int) -> None:
         """Show how far a loop is, and the time left at the pace so far."""
@@ -180,6 +193,23 @@ def open_target(
     return open_target(target, backend, threads, spec, vocabulary)
 
 
+def require_signature(public_key: Path | None, *targets: Path) -> None:
+    """Refuse what isn't a bundle signed by a key, before anything of it is used.
+
+    Args:
+        public_key: What ``--require-signature`` names; None checks nothing.
+        targets: Bundles; a checkpoint carries no signature and is refused.
+    """
+    if public_key is None:
+        return
+    from hat_export.bundle import Bundle
+    from hat_export.signature import check_signature
+
+    for target in targets:
+        check_signature(target, public_key)
+        Bundle.read(target)
+
+
 def read_lines(paths: list[Path]) -> list[str]:
     """The lines of some text files that aren't blank.
 
@@ -223,7 +253,7 @@ def show(report: Report) -> None:
         if table.rows:
             show_table(table)
     for line in report.summary:
-        console.print(Text(line))
+        console.print(Text(printable(line)))
 
 
 def show_table(table: Table, text_column: int = 0) -> None:
@@ -239,7 +269,7 @@ def show_table(table: Table, text_column: int = 0) -> None:
         justify: Literal["left", "right"] = "left" if number == text_column else "right"
         shown.add_column(Text(column), justify=justify)
     for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     _console().print(shown)
 
 

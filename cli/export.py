@@ -8,9 +8,11 @@ from hat_export.cli import common
 from hat_export.cli.export_index import index
 from hat_export.cli.export_index_delete import index_delete
 from hat_export.cli.export_inspect import inspect
+from hat_export.cli.export_keygen import keygen
 from hat_export.cli.export_onnx import onnx
 from hat_export.cli.export_quantize import quantize
 from hat_export.cli.export_search import search
+from hat_export.cli.export_sign import sign
 from hat_export.cli.export_triton import triton
 from hat_export.cli.export_trt import trt
 
@@ -29,7 +31,10 @@ def program() -> None:
 
 
 #: In the order in which ``--help`` lists them.
-COMMANDS = (onnx, trt, quantize, inspect, index, index_delete, search, triton)
+COMMANDS = (
+    *(onnx, trt, quantize, inspect, index, index_delete, search, triton),
+    *(keygen, sign),
+)
 
 for _command in COMMANDS:
     app.command()(_command)

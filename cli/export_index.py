@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import BackendOption, QuietOption, ThreadsOption
+from hat_export.cli.options import BackendOption, QuietOption, SignatureOption, ThreadsOption
 
 if TYPE_CHECKING:
     from hat_export.indexing import Skipped
@@ -74,6 +74,7 @@ def index(
     backend: BackendOption = "onnxruntime",
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Encode images into an index, or add to one; interrupted, the same command goes on.
 
@@ -106,6 +107,7 @@ def index(
         raise InputError("--captions are encoded in this process; leave --engine ray out")
     if skipped is not None:
         check_writable(skipped)
+    common.require_signature(require_signature, bundle)
     progress = common.Progress(quiet)
     texts = common.read_lines(images) if captions else []
     refs = [] if captions else list(list_images(images))

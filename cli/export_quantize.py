@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, ThreadsOption
+from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
 
 if TYPE_CHECKING:
     from hat_export.bundle import Bundle
@@ -148,6 +148,7 @@ def quantize(
     overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Quantize the encoders of a bundle: 8 or 4 bits, chosen by you or by a recall budget.
 
@@ -161,6 +162,7 @@ def quantize(
     from hat_export.files import check_target
     from hat_export.recall.budget import parse_budget
 
+    common.require_signature(require_signature, bundle)
     if plan and (mode or max_drop or keep or smooth or compensate):
         raise InputError(
             "--plan says everything; leave --mode, --max-drop, --keep, --smooth, --compensate out"

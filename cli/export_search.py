@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import BackendOption, ThreadsOption
+from hat_export.cli.options import BackendOption, SignatureOption, ThreadsOption
 
 
 def search(
@@ -46,6 +46,7 @@ def search(
     ] = True,
     backend: BackendOption = "onnxruntime",
     threads: ThreadsOption = None,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Find the images that fit a text, or with --image the captions that fit an image."""
     import json
@@ -59,7 +60,7 @@ def search(
     asked = query if query is not None else image
     if asked is None or (query is not None and image is not None):
         raise InputError("expected a text to search by, or --image FILE: one of them")
-    with open_search(index, bundle, backend, threads, verify) as opened:
+    with open_search(index, bundle, backend, threads, verify, require_signature) as opened:
         limit = None if exact else max(rescore, top)
         started = time.perf_counter()
         if isinstance(asked, str):

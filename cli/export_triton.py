@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from hat_export.cli import common
+from hat_export.cli.options import SignatureOption
+
 
 class ServerBackend(StrEnum):
     """What runs the graphs in the server."""
@@ -58,6 +61,7 @@ def triton(
         typer.Option(help="Where the server finds the index; default: here.", show_default=False),
     ] = None,
     version: Annotated[int, typer.Option(min=1, help="Version folder of the models.")] = 1,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Write a model repository for NVIDIA Triton Inference Server.
 
@@ -70,6 +74,7 @@ def triton(
 
     if gpu and backend is ServerBackend.python:
         raise InputError("--gpu: the Python backend runs hat-export's sessions on the CPU")
+    common.require_signature(require_signature, bundle)
     engines = {"image": image_engine, "text": text_engine}
     options = ServingOptions(
         backend=backend.value,

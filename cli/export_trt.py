@@ -13,6 +13,7 @@ from hat_export.cli import common
 from hat_export.cli.options import (
     QuietOption,
     ReportOption,
+    SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
@@ -133,6 +134,7 @@ def trt(
     threads: ThreadsOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Build TensorRT engines of the image encoder, the text encoder and the alignment.
 
@@ -144,6 +146,7 @@ def trt(
     from hat_export.dataset import read_karpathy
     from hat_export.errors import InputError
 
+    common.require_signature(require_signature, source)
     precision = _one_precision({"fp16": fp16, "bf16": bf16, "fp32": fp32, "int8": int8, "fp8": fp8})
     if calibration and precision == "fp32":
         raise InputError("--calibration has no use with --fp32: nothing can overflow")

@@ -19,6 +19,15 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads; default: one per core.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+SignatureOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="PUBLIC_KEY",
+        help="Refuse bundles that `hat-export sign` didn't sign with this key's secret half.",
+        show_default=False,
+    ),
+]
 BackendOption = Annotated[str, typer.Option("--backend", help="What runs bundles.")]
 ReportOption = Annotated[
     list[Path] | None,

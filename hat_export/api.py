@@ -52,6 +52,7 @@ def open_bundle(
     backend: str = "onnxruntime",
     threads: int | None = None,
     verify: bool = True,
+    require_signature: Path | str | None = None,
 ) -> Session:
     """A session on a bundle, after checking its hashes and running its self-test.
 
@@ -60,14 +61,17 @@ def open_bundle(
         backend: What runs it; see :data:`hat_export.backends.BACKENDS`.
         threads: Threads for the backend; default: one per core.
         verify: False skips the hashes and the self-test, for a faster start.
+        require_signature: Public key by which ``hat-export sign`` must have signed the bundle.
 
     Raises:
         BundleError: if the bundle is damaged, or computes something else than when exported.
+        SignatureError: if it isn't signed by the key that is required.
         BackendUnavailableError: if the backend isn't installed.
     """
     from hat_export.backends import open_checked
 
-    return open_checked(bundle, backend, threads or default_threads(), verify)
+    key = None if require_signature is None else Path(require_signature)
+    return open_checked(bundle, backend, threads or default_threads(), verify, key)
 
 
 def open_target(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hat_export.errors import BundleError, SpecError
 from hat_export.files import sha256_of
+from hat_export.graph_check import check_graph
 from hat_export.precision import PRECISIONS
 from hat_export.spec import LEVELS, ModelSpec
 from hat_export.trt.engine_info import EngineInfo
@@ -26,6 +28,14 @@ GRAPHS = ("image", "text", "alignment")
 IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
 REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
 TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
+
+#: The signature of the manifest, if the bundle is signed (:mod:`hat_export.signature`).
+SIGNATURE = "manifest.json.minisig"
+#: Element types of inputs and outputs.
+DTYPES = ("float32", "int64")
+LARGEST_SIZE = (1 << 31) - 1
+#: Names that lead nowhere else on any system and need no quoting in a message.
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 #: A manifest is a few kilobytes; anything far beyond is not one.
 MAX_MANIFEST_BYTES = 4 << 20
@@ -199,7 +209,17 @@ class Bundle:
         bundle = cls(folder, read_manifest(folder))
         for name, info in bundle.manifest.files.items():
             _check_file(folder / name, info, verify)
+        for name in GRAPHS:
+            bundle._check_graph(name)
         return bundle
+
+    def _check_graph(self, name: str) -> None:
+        path, files = self.graph_path(name), self.manifest.files
+        weights = f"{path.name}.data"
+        try:
+            check_graph(path, {weights: files[weights].bytes} if weights in files else {})
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: not a graph of a bundle ({error}); export again") from None
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists."""
@@ -231,7 +251,7 @@ def list_files(folder: Path) -> dict[str, FileInfo]:
     return {
         path.name: FileInfo(path.stat().st_size, sha256_of(path))
         for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
+        if path.name not in (MANIFEST, SIGNATURE)
     }
 
 
@@ -272,7 +292,7 @@ def read_manifest(folder: Path) -> Manifest:
         return _parse(content, str(path))
     except SpecError as error:
         raise BundleError(str(error)) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(
             f"{path}: damaged manifest ({type(error).__name__}: {error}); export again"
         ) from None
@@ -286,7 +306,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         )
     files = {}
     for name, info in content["files"].items():
-        if Path(name).name != name or name in ("", ".", "..", MANIFEST):
+        if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SIGNATURE):
             raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
         files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
     graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
@@ -295,24 +315,44 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         for name in GRAPHS
         if name in content.get("engines", {})
     }
+    for name, engine in engines.items():
+        dims = {d for tensor in graphs[name].inputs for d in tensor.shape if isinstance(d, str)}
+        if any(not dims <= set(profile) for profile in engine.profiles):
+            raise ValueError(
+                f"a profile of the {name} engine lacks one of {', '.join(sorted(dims))}"
+            )
     needed = [TOKENIZER, SELF_TEST, PROJECTIONS, *(graph.file for graph in graphs.values())]
     needed += [engine.file for engine in engines.values()]
     missing = [name for name in needed if name not in files]
     if missing:
         raise BundleError(f"{source}: lists no file {missing[0]!r}; export again")
+    tools = {str(name): str(version) for name, version in content["tools"].items()}
     return Manifest(
         spec=ModelSpec.from_json(content["spec"], source),
         precision=str(content["precision"]),
         opset=int(content["opset"]),
         attention_form=str(content["attention_form"]),
         graphs=graphs,
-        checkpoint=dict(content["checkpoint"]),
-        verification=dict(content["verification"]),
-        tools=dict(content["tools"]),
+        checkpoint=_parse_checkpoint(content["checkpoint"]),
+        verification=_parse_verification(content["verification"]),
+        tools=tools,
         files=files,
         engines=engines,
         quantization=_parse_quantization(content.get("quantization")),
     )
+
+
+def _parse_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
+    checkpoint = dict(content)
+    if not isinstance(checkpoint["sha256"], str):
+        raise TypeError("the checkpoint's sha256 is no text")
+    return checkpoint
+
+
+def _parse_verification(content: Mapping[str, Any]) -> dict[str, Any]:
+    for found in content.values():
+        float(found["largest_difference"]), float(found["tolerance"]), len(found["runs"])
+    return dict(content)
 
 
 def _parse_quantization(content: Mapping[str, Any] | None) -> QuantizationInfo | None:
@@ -342,7 +382,7 @@ def _parse_quantization(content: Mapping[str, Any] | None) -> QuantizationInfo |
 def _parse_graph(content: Mapping[str, Any]) -> GraphInfo:
     def tensors(key: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(str(item["name"]), str(item["dtype"]), tuple(item["shape"]))
+            TensorSpec(str(item["name"]), _element_type(item["dtype"]), _shape(item["shape"]))
             for item in content[key]
         )
 
@@ -355,6 +395,23 @@ def _parse_graph(content: Mapping[str, Any]) -> GraphInfo:
         attention_fused=int(content["attention_fused"]),
         kept_fp32={str(k): str(v) for k, v in content.get("kept_fp32", {}).items()},
     )
+
+
+def _element_type(value: object) -> str:
+    if value not in DTYPES:
+        raise ValueError(f"element type {value!r}; expected one of {', '.join(DTYPES)}")
+    return str(value)
+
+
+def _shape(value: Sequence[object]) -> tuple[int | str, ...]:
+    sizes: list[int | str] = []
+    for size in value:
+        if isinstance(size, bool) or not isinstance(size, (int, str)):
+            raise TypeError(f"size {size!r}")
+        if isinstance(size, int) and not 0 <= size <= LARGEST_SIZE:
+            raise ValueError(f"size {size}")
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def _check_file(path: Path, info: FileInfo, verify: bool) -> None:

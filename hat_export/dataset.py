@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +12,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from hat_export.errors import DatasetError
+from hat_export.errors import DatasetError, InputError
+from hat_export.image_sources import UNREADABLE, read_member, read_regular
+from hat_export.preprocess import decode_image
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageStore:
                 continue
             try:
                 archive = zipfile.ZipFile(root)
-            except (OSError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
                 raise DatasetError(
                     f"{root}: expected a folder or a zip of images ({error})"
                 ) from None
@@ -84,13 +84,12 @@ class ImageStore:
         try:
             found = self._member(name)
             if found is not None:
-                archive, member = found
-                return archive.read(member)
-            return self._path(name).read_bytes()
+                return read_member(*found)
+            return read_regular(self._path(name))
         except FileNotFoundError:
             places = ", ".join(str(root) for root in self.roots)
             raise DatasetError(f"{name}: no such image in {places}") from None
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise DatasetError(f"{name}: can't be read ({error})") from None
 
     def open(self, name: str) -> Image.Image:
@@ -131,16 +130,9 @@ def decode(content: bytes, name: str) -> Image.Image:
         DatasetError: naming the picture, if it can't be decoded.
     """
     try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (
-        OSError,
-        SyntaxError,  # PIL's for a broken PNG chunk
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise DatasetError(f"{name}: not a readable image ({error})") from None
-    return image
+        return decode_image(content, name)
+    except InputError as error:
+        raise DatasetError(str(error)) from None
 
 
 class PictureStore(Protocol):
@@ -217,7 +209,7 @@ def read_karpathy(path: Path, split: str, images: Sequence[Path] = ()) -> Captio
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such dataset") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not a readable JSON file ({error})") from None
     listed = content.get("images") if isinstance(content, dict) else None
     if not isinstance(listed, list):
@@ -228,9 +220,10 @@ def read_karpathy(path: Path, split: str, images: Sequence[Path] = ()) -> Captio
         if isinstance(item, dict) and item.get("split") == split
     )
     if not entries:
-        splits = sorted({str(item.get("split")) for item in listed if isinstance(item, dict)})
+        splits = sorted({str(item.get("split"))[:40] for item in listed if isinstance(item, dict)})
         raise DatasetError(f"{path}: no image of split {split!r}; it has: {', '.join(splits)}")
-    name = content.get("dataset") or path.stem.removeprefix("dataset_")
+    stated = content.get("dataset")
+    name = stated if isinstance(stated, str) and stated else path.stem.removeprefix("dataset_")
     return CaptionDataset(f"{name}/{split}", entries, ImageStore(images or _beside(path)))
 
 
@@ -262,5 +255,7 @@ def _entry(item: dict[str, Any], where: str) -> CaptionedImage:
     if len(captions) != len(sentences):
         raise DatasetError(f"{where}: every sentence needs a string 'raw'")
     folder = item.get("filepath")
+    if folder is not None and not isinstance(folder, str):
+        raise DatasetError(f"{where}: 'filepath' is no text")
     labels = {key: value for key, value in item.items() if isinstance(value, str)}
     return CaptionedImage(f"{folder}/{filename}" if folder else filename, captions, labels)

@@ -15,6 +15,7 @@ from PIL import Image
 from hat_export.dataset import CaptionDataset, CaptionedImage, decode
 from hat_export.dataset_tables import captions_of
 from hat_export.errors import BackendUnavailableError, DatasetError
+from hat_export.image_sources import UNREADABLE, read_regular
 
 #: Columns that hold pictures, in the order in which they are looked for.
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
@@ -29,10 +30,10 @@ class ArrowStore:
     Args:
         rows: A ``datasets.Dataset`` whose pictures aren't decoded.
         column: Which column.
-        where: For messages.
+        where: The dataset's folder; a picture's file must lie in it.
     """
 
-    def __init__(self, rows: Any, column: str, where: str) -> None:
+    def __init__(self, rows: Any, column: str, where: Path) -> None:
         self._rows = rows
         self._column = column
         self._where = where
@@ -51,9 +52,11 @@ class ArrowStore:
         if not path:
             raise DatasetError(f"{self._where}: row {name} has no picture in {self._column!r}")
         try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{path}: can't be read ({error.strerror})") from None
+            if not Path(path).resolve().is_relative_to(self._where.resolve()):
+                raise DatasetError(f"{path}: a picture outside of {self._where}")
+            return read_regular(Path(path))
+        except UNREADABLE as error:
+            raise DatasetError(f"{path}: can't be read ({error})") from None
 
     def open(self, name: str) -> Image.Image:
         """The picture, decoded.
@@ -100,12 +103,16 @@ def read_huggingface(path: Path, split: str) -> CaptionDataset:
             f"{path}: no column of pictures; expected {', '.join(IMAGE_COLUMNS)}, there are: "
             f"{', '.join(rows.column_names)}"
         )
-    rows = rows.cast_column(column, datasets.Image(decode=False))
-    return CaptionDataset(
-        f"{path.resolve().name}/{split}",
-        tuple(_entries(rows, column, path)),
-        ArrowStore(rows, column, str(path)),
-    )
+    try:
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+        entries = tuple(_entries(rows, column, path))
+    except DatasetError:
+        raise
+    except Exception as error:  # as in _load; rows are read here
+        raise _unreadable(path, error) from None
+    if not entries:
+        raise DatasetError(f"{path}: no row in it")
+    return CaptionDataset(f"{path.resolve().name}/{split}", entries, ArrowStore(rows, column, path))
 
 
 def _entries(rows: Any, column: str, path: Path) -> Iterator[CaptionedImage]:
@@ -136,8 +143,12 @@ def _load(path: Path, datasets: Any) -> Any:
             return datasets.load_dataset("parquet", data_files=splits)
         return datasets.load_dataset("imagefolder", data_dir=str(path))
     except Exception as error:  # the library raises whatever its parts raise
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DatasetError(f"{path}: not a readable Hugging Face dataset ({line})") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return DatasetError(f"{path}: not a readable Hugging Face dataset ({line})")
 
 
 def _split(loaded: Any, split: str, path: Path) -> Any:

@@ -164,7 +164,7 @@ def _texts(value: Any, where: str) -> list[str]:
         if value.lstrip().startswith("["):  # a list that was written into one CSV field
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return [value]
         else:
             return [value]

@@ -27,6 +27,10 @@ class BundleError(HatError):
     """A bundle is missing, damaged, or of a format that this version can't read."""
 
 
+class SignatureError(BundleError):
+    """A bundle isn't signed by the key that was asked for, or was changed afterwards."""
+
+
 class DatasetError(HatError):
     """A dataset can't be read or doesn't have the expected layout."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -67,6 +67,7 @@ def open_search(
     backend: str = "onnxruntime",
     threads: int | None = None,
     verify: bool = True,
+    require_signature: Path | None = None,
 ) -> OpenSearch:
     """An index and its model, ready to answer.
 
@@ -76,6 +77,7 @@ def open_search(
         backend: What runs the bundle.
         threads: Default: one per core.
         verify: Whether to check the bundle's hashes and run its self-test.
+        require_signature: Public key that must have signed the bundle.
 
     Raises:
         IndexFileError: if the index can't be used, or belongs to another model.
@@ -90,16 +92,28 @@ def open_search(
                 if folder
                 else f"{path}: doesn't say which bundle it was made with; name it with --bundle"
             )
-        opened = Bundle.read(folder, verify=False)
-        if model_name(opened) != index.file.metadata["model"]:
-            raise IndexFileError(
-                f"{path}: was made with another model than {folder}; name its bundle with --bundle"
-            )
-        session = open_checked(folder, backend, threads or default_threads(), verify)
+        check_model(index, Bundle.read(folder, verify=False))
+        cores = threads or default_threads()
+        session = open_checked(folder, backend, cores, verify, require_signature)
     except BaseException:
         index.close()
         raise
     return OpenSearch(index, session)
+
+
+def check_model(index: Index, bundle: Bundle) -> None:
+    """Refuse an index of another model than a bundle's.
+
+    Raises:
+        IndexFileError: naming both.
+    """
+    # Layouts follow from the spec, so that a name alone would not do.
+    same = model_name(bundle) == index.file.metadata["model"]
+    if not same or replace(index.spec, name="") != replace(bundle.manifest.spec, name=""):
+        raise IndexFileError(
+            f"{index.file.path}: was made with another model than {bundle.path}; name its bundle "
+            "with --bundle"
+        )
 
 
 def found_images(opened: OpenSearch, text: str, top_k: int, rescore: int | None) -> Hits:

@@ -6,7 +6,10 @@ is read there.
 
 from __future__ import annotations
 
+import lzma
 import os
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -25,6 +28,22 @@ IMAGE_ENDINGS = (
 )
 #: An encoded image beyond this is refused: what a small archive unpacks to has no other limit.
 MAX_ENCODED_BYTES = 256 << 20
+
+
+#: What reading a damaged file or archive raises.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,  # an encrypted zip, or one packed by an unknown method
+    EOFError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(frozen=True)
@@ -113,15 +132,7 @@ class ImageReader(Closing):
                     self._opened = container.open(ref.path)
                     self._key = (ref.kind, ref.path)
                 content = container.read(self._opened, ref.place)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,  # an encrypted zip, or one packed by an unknown method
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise InputError(f"{ref.name}: can't be read ({reason})") from None
         if not content:
@@ -172,13 +183,18 @@ def _list_zip(path: Path, prefix: str) -> Iterator[ImageRef]:
                     place = (member.filename,)
                     name = prefix + member.filename
                     yield ImageRef(name, "zip", str(path.absolute()), place)
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DatasetError(f"{path}: not a readable zip ({error})") from None
 
 
 def _read_zip(archive: zipfile.ZipFile, place: tuple[str]) -> bytes:
-    _check_size(archive.getinfo(place[0]).file_size)
-    with archive.open(place[0]) as file:
+    return read_member(archive, place[0])
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a zip's member; ValueError if it is beyond :data:`MAX_ENCODED_BYTES`."""
+    _check_size(archive.getinfo(name).file_size)
+    with archive.open(name) as file:
         # The size that the archive states may be false.
         content = file.read(MAX_ENCODED_BYTES + 1)
     _check_size(len(content))
@@ -193,7 +209,7 @@ def _list_tar(path: Path, prefix: str) -> Iterator[ImageRef]:
                 if member.isreg() and _is_image(member.name):
                     place = (member.offset_data, member.size)
                     yield ImageRef(prefix + member.name, "tar", str(path.absolute()), place)
-    except (OSError, tarfile.TarError) as error:
+    except (*UNREADABLE, tarfile.TarError) as error:
         raise DatasetError(
             f"{path}: not a readable, uncompressed tar ({error}); unpack it or make one with tar cf"
         ) from None
@@ -256,7 +272,7 @@ def _list_parquet(path: Path, prefix: str) -> Iterator[ImageRef]:
                     place = (column, group, row)
                     yield ImageRef(f"{prefix}{number}", "parquet", str(path.absolute()), place)
                     number += 1
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DatasetError(f"{path}: not a readable Parquet file ({error})") from None
 
 
@@ -277,12 +293,23 @@ def _image_column(schema: Any, path: Path) -> str:
 
 
 def _read_file(path: str, place: tuple[()]) -> bytes:
-    _check_size(Path(path).stat().st_size)
-    return Path(path).read_bytes()
+    return read_regular(Path(path))
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a regular file; ValueError if it is beyond :data:`MAX_ENCODED_BYTES`.
+
+    A device or a pipe has no size, and reading one may never end.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("no regular file")
+    _check_size(state.st_size)
+    return path.read_bytes()
 
 
 def _check_size(size: int) -> None:
-    if size > MAX_ENCODED_BYTES:
+    if not 0 <= size <= MAX_ENCODED_BYTES:
         raise ValueError(f"{size} bytes; at most {MAX_ENCODED_BYTES} are read")
 
 

@@ -133,6 +133,7 @@ class ImageIndex(FeatureIndex):
     def __init__(self, file: RecordFile) -> None:
         super().__init__(file)
         self.layout = record_layout(self.spec, self.storage)
+        self._check_sizes()
         self._pooled = np.empty((0, pooled_width(self.spec)), np.float32)
 
     @classmethod
@@ -261,6 +262,10 @@ class ImageIndex(FeatureIndex):
         Raises:
             IndexFileError: at the first damaged part, or if an append was interrupted.
         """
+        self.file.verify()
+
+    def _check_sizes(self) -> None:
+        """Refuse records of another size than the layout's, which would be read as others'."""
         last = self.layout["values_2"]
         expected = last.offset + last.size
         expected += 4 + -(expected + 4) % ALIGNMENT
@@ -268,7 +273,6 @@ class ImageIndex(FeatureIndex):
             raise IndexFileError(
                 f"{self.file.path}: a record is not of {expected} bytes; build the index again"
             )
-        self.file.verify()
 
     def _array(self, name: str, positions: np.ndarray) -> np.ndarray:
         section = self.layout[name]

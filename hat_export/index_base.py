@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from hat_export.closing import Closing
-from hat_export.errors import IndexFileError
+from hat_export.errors import IndexFileError, InputError, SpecError
 from hat_export.index_file import RecordFile
 from hat_export.index_storage import Storage, storage_named
 from hat_export.spec import ModelSpec
@@ -32,8 +32,20 @@ class FeatureIndex(Closing):
             raise IndexFileError(
                 f"{file.path}: an index of {meta.get('kind')}; expected one of {self.kind}"
             )
-        self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
-        self.storage: Storage = storage_named(meta["precision"])
+        try:
+            self.spec = ModelSpec.from_json(meta["spec"], str(file.path))
+            self.storage: Storage = storage_named(str(meta["precision"]))
+            self._check_facts(meta["model"], meta["projections_sha256"])
+        except (KeyError, SpecError, InputError) as error:
+            reason = f"no {error} in its header" if isinstance(error, KeyError) else str(error)
+            raise IndexFileError(
+                f"{file.path}: not an index of this version ({reason}); build the index again"
+            ) from None
+
+    @staticmethod
+    def _check_facts(model: object, projections: object) -> None:
+        if not isinstance(model, str) or not (projections is None or isinstance(projections, str)):
+            raise InputError("model and projections_sha256 aren't text")
 
     @classmethod
     def open(cls, path: Path) -> Self:

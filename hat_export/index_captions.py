@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float32
 
-from hat_export.errors import InputError
+from hat_export.errors import IndexFileError, InputError
 from hat_export.features import TextFeatures
 from hat_export.index_base import FeatureIndex
 from hat_export.index_file import RecordFile
@@ -120,6 +120,8 @@ class CaptionIndex(FeatureIndex):
     def __init__(self, file: RecordFile) -> None:
         super().__init__(file)
         self.folded: bool = self.file.metadata["projections_sha256"] is not None
+        if (self.file.record_bytes < self._bytes_of(1)).any():
+            raise self._damaged()
 
     @classmethod
     def create(
@@ -226,8 +228,22 @@ class CaptionIndex(FeatureIndex):
             content += stored.tobytes()
         return bytes(content)
 
+    def _bytes_of(self, words: int) -> int:
+        """Bytes of a record of so many words, without padding but with its checksum."""
+        at = 8 + 4 * pooled_width(self.spec)
+        for level, width in enumerate(_widths(self.spec, self.folded), start=1):
+            at += -at % 8 + 8 * words * words + self.storage.dtype.itemsize * words * width
+            at += 4 * words * (self.folded and level in REDUCED_LEVELS)
+            at += 4 * words * self.storage.scaled
+        return at + 4
+
+    def _damaged(self) -> IndexFileError:
+        return IndexFileError(f"{self.file.path}: a record is damaged; build the index again")
+
     def _decoded(self, record: np.ndarray) -> PreparedCaptions:
         words = int(record[:4].view("<u4")[0])
+        if not 1 <= words <= self.spec.max_words or self._bytes_of(words) > len(record) + 4:
+            raise self._damaged()
         at = 8
 
         def part(dtype: str | np.dtype[Any], count: int) -> np.ndarray:

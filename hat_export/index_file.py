@@ -399,7 +399,12 @@ class RecordFile(Closing):
         metadata = self._map[METADATA_START:header].tobytes()
         if zlib.crc32(metadata) != crc:
             raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
-        self.metadata = json.loads(metadata[:length])
+        try:
+            self.metadata = json.loads(metadata[:length])
+        except (ValueError, RecursionError):
+            self.metadata = {}
+        if header < METADATA_START or not self.metadata or not isinstance(self.metadata, dict):
+            raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
         return int(header)
 
     def _load_segments(self, at: int, commit: _Commit, known: int) -> None:
@@ -422,12 +427,20 @@ class RecordFile(Closing):
             directory = self._map[first + payload : at].tobytes()
             if zlib.crc32(directory) != crc:
                 raise damaged
-            if magic == _SEGMENT_MAGIC:
+            # A checksum is no proof: whoever writes a file writes its checksums, too.
+            with_sizes = magic == _SEGMENT_MAGIC
+            try:
+                names = _names(directory, 4 * count * with_sizes, count)
+            except ValueError:
+                raise damaged from None
+            if with_sizes:
                 size = np.frombuffer(directory, "<u4", count).astype(np.int64) * ALIGNMENT
+                added = names
+                if (size < ALIGNMENT).any() or size.sum() != payload or len(set(added)) != count:
+                    raise damaged
                 ends = first + np.cumsum(size)
                 starts.append(ends - size)
                 sizes.append(size)
-                added = _names(directory, 4 * count, count)
                 if place_of is not None:
                     place_of |= {name: len(self.ids) + n for n, name in enumerate(added)}
                 self.ids += added
@@ -435,13 +448,13 @@ class RecordFile(Closing):
             elif magic == _DELETION_MAGIC:
                 if place_of is None:
                     place_of = {name: n for n, name in enumerate(self.ids)}
-                for name in _names(directory, 0, count):
+                for name in names:
                     if name not in place_of:
                         raise damaged
                     gone.add(place_of.pop(name))
                     self._known.discard(name)
             elif magic == _NOTES_MAGIC:
-                self.notes += _names(directory, 0, count)
+                self.notes += names
             else:
                 raise damaged
         if at != commit.end or len(self._known) != commit.records:
@@ -457,10 +470,14 @@ class RecordFile(Closing):
 
 
 def _names(directory: bytes, at: int, count: int) -> list[str]:
-    """Texts of a directory whose lengths stand at ``at``."""
+    """Texts of a directory whose lengths stand at ``at``; ValueError if there are not so many."""
     names = []
     place = at + 4 * count
+    if place > len(directory):
+        raise ValueError("more names than there is room for")
     for length in np.frombuffer(directory, "<u4", count, at).tolist():
+        if place + length > len(directory):
+            raise ValueError("a name that is longer than the directory")
         names.append(directory[place : place + length].decode())
         place += length
     return names

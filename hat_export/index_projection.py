@@ -8,7 +8,6 @@ c . bias``, which is shorter wherever the stage is narrower than the feature spa
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.errors import BundleError, InputError
-from hat_export.files import write_arrays
+from hat_export.files import read_arrays, write_arrays
 from hat_export.spec import LEVELS, REDUCED_LEVELS, ModelSpec
 
 
@@ -110,12 +109,12 @@ def read_projections(path: Path) -> Projections:
         BundleError: if the file isn't one.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            first, second = (
-                Projection(archive[f"weight_{level}"], archive[f"bias_{level}"])
-                for level in REDUCED_LEVELS
-            )
-    except (OSError, ValueError, KeyError, InputError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        first, second = (
+            Projection(arrays[f"weight_{level}"], arrays[f"bias_{level}"])
+            for level in REDUCED_LEVELS
+        )
+    except (ValueError, KeyError, TypeError, InputError) as error:
         raise BundleError(f"{path}: not readable projections ({error}); export again") from None
     return Projections(first, second)
 

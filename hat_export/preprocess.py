@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from hat_export.spec import ModelSpec
 
 #: A picture, the path of one, or an encoded one (the content of a JPEG, PNG ... file).
 ImageLike = Image.Image | str | Path | bytes
+
+#: A picture of one pixel's width may be resized to anything: pixels that are never exceeded.
+MAX_RESIZED_PIXELS = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class ImagePreprocessor:
         short, long = min(width, height), max(width, height)
         scaled = int(self.resize_size * long / short)
         size = (self.resize_size, scaled) if width <= height else (scaled, self.resize_size)
+        if scaled * self.resize_size > MAX_RESIZED_PIXELS:
+            raise InputError(
+                f"an image is {width} x {height} pixels; resized to {size[0]} x {size[1]} it would "
+                "take too much memory: crop it first"
+            )
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling.BILINEAR)
         # torchvision's CenterCrop: Python's round, half to even.
@@ -104,17 +113,40 @@ def open_image(image: ImageLike) -> Image.Image:
     if not isinstance(image, (str, Path, bytes)):
         kind = type(image).__name__
         raise InputError(f"an image is {kind}; expected a PIL image, a path or encoded bytes")
-    name = f"{len(image)} bytes" if isinstance(image, bytes) else image
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    return _to_rgb(decode_image(image, name))
+
+
+def decode_image(image: str | Path | bytes, name: str) -> Image.Image:
+    """A picture in its own mode, decoded.
+
+    Args:
+        image: A path, or the content of a file.
+        name: For messages.
+
+    Raises:
+        InputError: if it can't be decoded, or has too many pixels.
+    """
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
-            picture.load()  # before the file is closed: an RGB picture is returned as it is
-            return _to_rgb(picture)
+        with warnings.catch_warnings():
+            # Of large pictures that are below the limit, and of odd metadata, which isn't used.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+                picture.load()  # before the file is closed: the picture may be returned as it is
+                return picture
     except FileNotFoundError:
         raise InputError(f"{name}: no such image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # PIL reports a broken PNG chunk as a SyntaxError.
-        raise InputError(f"{name}: not a readable image ({error})") from None
+    except MemoryError:
+        raise InputError(f"{name}: decoding it takes more memory than there is") from None
+    except Exception as error:  # decoders of damaged files raise whatever their parts raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: not a readable image ({reason})") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if picture.mode == "RGB":
+        return picture
+    try:
+        return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # a damaged palette shows here
+        raise InputError(f"an image of mode {picture.mode} can't be used ({error})") from None

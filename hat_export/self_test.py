@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hat_export.bundle import SELF_TEST, Bundle
-from hat_export.errors import BundleError
-from hat_export.files import write_arrays
+from hat_export.errors import BundleError, InputError
+from hat_export.files import read_arrays, write_arrays
 from hat_export.precision import PRECISIONS
 from hat_export.session import Session
 from hat_export.spec import LEVELS, ModelSpec
@@ -76,6 +75,26 @@ def write_self_test(path: Path, spec: ModelSpec, reference: Session) -> None:
     write_arrays(path, stored)
 
 
+def read_self_test(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The arrays of a bundle's self-test, its inputs of the right kind and shape.
+
+    Raises:
+        BundleError: if they aren't.
+    """
+    path, spec = bundle.file(SELF_TEST), bundle.manifest.spec
+    try:
+        stored = read_arrays(path)
+        expected = {
+            name: (value.dtype, value.shape) for name, value in self_test_inputs(spec).items()
+        }
+        for name, facts in expected.items():
+            if (stored[name].dtype, stored[name].shape) != facts:
+                raise ValueError(f"{name} is {stored[name].dtype} {list(stored[name].shape)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: not a readable self-test ({error}); export again") from None
+    return stored
+
+
 def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
     """Repeat the export's fixed inputs and compare.
 
@@ -89,8 +108,7 @@ def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
     # A quantized bundle states what its own steps may do; any other keeps to its precision.
     limits = bundle.manifest.quantization or PRECISIONS[bundle.manifest.precision]
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
+        stored = read_self_test(bundle)
         images, texts, scores = _run(stored, session)
         expected = {}
         for level in range(LEVELS):
@@ -101,10 +119,13 @@ def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
             )
             expected[f"text_{name}"] = (_sample_words(texts, level), limits.feature_tolerance)
         expected["scores"] = (scores, limits.score_tolerance)
+        for name, (value, _) in expected.items():
+            if stored[name].shape != value.shape:
+                raise ValueError(f"{name} is of shape {list(stored[name].shape)}")
         differences = {
             name: float(np.abs(value - stored[name]).max()) for name, (value, _) in expected.items()
         }
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, InputError) as error:
         raise BundleError(f"{path}: not a readable self-test ({error}); export again") from None
     for name, (_, tolerance) in expected.items():
         if not differences[name] <= tolerance:  # also true for NaN

@@ -8,6 +8,7 @@ together determine the model's output.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -35,6 +36,11 @@ LEVEL_ORDER = (3, 1, 2)
 LEAKY_SLOPE = 0.1
 NORM_EPSILON = 1e-8
 COSINE_FLOOR = 1e-8
+
+#: Sizes far beyond any model, so that a stranger's spec can't ask for more than there is.
+LARGEST = 1 << 20
+LARGEST_IMAGE = 1 << 13
+MOST_LAYERS = 1 << 10
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,6 +116,16 @@ class ModelSpec:
                 raise SpecError(
                     f"spec {self.name!r}: {field} is {getattr(self, field)}; expected at least 1"
                 )
+            if getattr(self, field) > LARGEST:
+                raise SpecError(
+                    f"spec {self.name!r}: {field} is {getattr(self, field)}; expected at most "
+                    f"{LARGEST}"
+                )
+        if max(*self.depths, self.text_layers) > MOST_LAYERS or self.image_size > LARGEST_IMAGE:
+            raise SpecError(
+                f"spec {self.name!r}: more than {MOST_LAYERS} layers, or images of more than "
+                f"{LARGEST_IMAGE} pixels a side"
+            )
         if min(self.depths) < 1 or min(self.image_heads) < 1:
             raise SpecError(f"spec {self.name!r}: depths and image_heads must be at least 1")
         if self.image_size % (8 * self.patch_size):
@@ -152,8 +168,13 @@ class ModelSpec:
             )
         if self.direction not in ("i2t", "t2i"):
             raise SpecError(f"spec {self.name!r}: direction {self.direction!r} is not i2t or t2i")
-        if not self.softmax_lambda > 0:
-            raise SpecError(f"spec {self.name!r}: softmax_lambda must be above 0")
+        if not 0 < self.softmax_lambda < math.inf:
+            raise SpecError(f"spec {self.name!r}: softmax_lambda must be above 0 and finite")
+        channels = (*self.mean, *self.std)
+        if (len(self.mean), len(self.std)) != (3, 3) or not all(map(math.isfinite, channels)):
+            raise SpecError(f"spec {self.name!r}: mean and std need 3 finite numbers each")
+        if min(self.std) <= 0:
+            raise SpecError(f"spec {self.name!r}: std must be above 0")
 
     @property
     def stage_sides(self) -> tuple[int, int, int, int]:
@@ -210,7 +231,7 @@ class ModelSpec:
         """Build a spec from JSON text; errors as in :meth:`from_json`."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{source}: not valid JSON ({error})") from None
         return cls.from_json(values, source)
 
@@ -222,7 +243,10 @@ def _convert(key: str, value: Any, example: Any, source: str) -> Any:
             raise SpecError(f"{source}: {key} is {value!r}; expected a list")
         return tuple(_convert(key, item, example[0], source) for item in value)
     if isinstance(example, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise SpecError(f"{source}: {key} is too large a number") from None
     if type(value) is not type(example):
         raise SpecError(f"{source}: {key} is {value!r}; expected {type(example).__name__}")
     return value

@@ -96,6 +96,12 @@ class CaptionTokenizer:
             if not isinstance(caption, str):
                 kind = type(caption).__name__
                 raise InputError(f"caption {index} is {kind}; expected a string")
+            try:
+                caption.encode()
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"caption {index} is no valid Unicode (half a surrogate pair): {caption!r:.60}"
+                ) from None
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(captions))]
         longest = max(map(len, rows), default=0)
         width = longest if words is None else words

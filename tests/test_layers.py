@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.features",
             "hat_export.files",
             "hat_export.gallery",
+            "hat_export.graph_check",
             "hat_export.hardware",
             "hat_export.image_sources",
             "hat_export.onnx_types",
@@ -60,7 +61,15 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "hat_export.scoring",
         ),
     ),
-    ("bundle", ("hat_export.bundle", "hat_export.inspection", "hat_export.reproduce")),
+    (
+        "bundle",
+        (
+            "hat_export.bundle",
+            "hat_export.inspection",
+            "hat_export.reproduce",
+            "hat_export.signature",
+        ),
+    ),
     ("model", ("hat_export.model",)),
     ("sessions", ("hat_export.backends", "hat_export.self_test", "hat_export.session")),
     (

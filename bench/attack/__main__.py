@@ -3,8 +3,8 @@
     python bench/attack                          # every part
     python bench/attack inputs fuzz --seconds 600
 
-A part is a module beside this file with ``run(options)``, which gives the rows of its table. They are
-appended to ``bench/results/attack_PART.jsonl``; ``python bench/readme.py`` writes them into the page.
+A part is a module beside this file with ``run(options)``, which gives the rows of its table. They
+go to ``bench/results/attack_PART.jsonl``; ``python bench/readme.py`` writes them into the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import results  # noqa: E402
+import results
 
 #: Every part, and the module that runs it.
 PARTS = {

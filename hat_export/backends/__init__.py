@@ -86,7 +86,13 @@ def find_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def open_checked(path: Path | str, backend: str, threads: int, verify: bool) -> Session:
+def open_checked(
+    path: Path | str,
+    backend: str,
+    threads: int,
+    verify: bool,
+    require_signature: Path | None = None,
+) -> Session:
     """Read a bundle, check its hashes, open it and have it test itself.
 
     Args:
@@ -94,6 +100,8 @@ def open_checked(path: Path | str, backend: str, threads: int, verify: bool) -> 
         backend: Name in the table.
         threads: Threads that the backend may use.
         verify: Whether to check hashes and run the self-test.
+        require_signature: Public key that must have signed the bundle; hashes are checked then in
+            any case.
 
     Raises:
         BundleError: if the bundle is damaged, or computes something else than when exported.
@@ -102,7 +110,11 @@ def open_checked(path: Path | str, backend: str, threads: int, verify: bool) -> 
     from hat_export.self_test import run_self_test
 
     chosen = find_backend(backend)
-    bundle = Bundle.read(path, verify)
+    if require_signature is not None:
+        from hat_export.signature import check_signature
+
+        check_signature(Path(path), require_signature)
+    bundle = Bundle.read(path, verify or require_signature is not None)
     session = chosen.open(bundle, threads)
     if verify:
         try:

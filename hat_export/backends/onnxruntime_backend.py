@@ -91,7 +91,7 @@ class OnnxRuntimeSession(Session):
                 self._model(path), self._options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the library's exceptions share no base but Exception
-            line = str(error).splitlines()[0]
+            line = (str(error).splitlines() or [type(error).__name__])[0]
             raise BundleError(f"{path}: ONNX Runtime can't load the graph ({line})") from None
 
     def _model(self, path: Path) -> str | bytes:
@@ -105,10 +105,10 @@ class OnnxRuntimeSession(Session):
             raise InputError("this session is closed; open the bundle again") from None
 
     def _encode_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._graph("image").run(IMAGE_OUTPUTS, {"pixel_values": pixels}))
+        return self._run("image", IMAGE_OUTPUTS, {"pixel_values": pixels})
 
     def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(self._graph("image").run(REDUCED_OUTPUTS, {"pixel_values": pixels}))
+        return self._run("image", REDUCED_OUTPUTS, {"pixel_values": pixels})
 
     @property
     def projections(self) -> Projections:
@@ -117,7 +117,7 @@ class OnnxRuntimeSession(Session):
 
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = {"input_ids": ids, "attention_mask": mask}
-        return tuple(self._graph("text").run(TEXT_OUTPUTS, feed))
+        return self._run("text", TEXT_OUTPUTS, feed)
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         return score_with_kernel(images, texts, self.spec, self.threads)
@@ -150,8 +150,18 @@ class OnnxRuntimeSession(Session):
         feed = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
         feed |= dict(zip(TEXT_OUTPUTS, texts.levels, strict=True))
         feed["attention_mask"] = texts.mask
-        scores: np.ndarray = self._graphs["alignment"].run(["scores"], feed)[0]
-        return scores
+        return self._run("alignment", ["scores"], feed)[0]
+
+    def _run(
+        self, name: str, outputs: list[str], feed: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        graph = self._graph(name)
+        try:
+            return tuple(graph.run(outputs, feed))
+        except Exception as error:  # the library's exceptions share no base but Exception
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            path = self._bundle.graph_path(name)
+            raise BundleError(f"{path}: ONNX Runtime can't run the graph ({line})") from None
 
     def close(self) -> None:
         """Release the graphs."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,9 @@ def load_hat(
     with torch.device("meta"):  # names and shapes without the cost of initial weights
         expected = {name: tuple(t.shape) for name, t in HAT(spec).state_dict().items()}
     _check_names(info.file, spec, expected, shapes, translation)
+    parameters = sum(map(math.prod, expected.values()))
+    if parameters > info.size:  # one number seen as many, which would become as many
+        raise CheckpointError(f"{info.file}: {info.size} bytes can't hold {parameters} weights")
     weights, stored = _as_float32(info.file, state, translation)
     model = HAT(spec)
     model.load_state_dict(weights, strict=True)

@@ -37,7 +37,7 @@ UNUSED = (
 
 PATCH_WEIGHT = "vit_model.patch_embed.proj.weight"
 
-_DOWNSAMPLE = re.compile(r"vit_model\.layers\.(\d+)\.downsample\.(.+)")
+_DOWNSAMPLE = re.compile(r"vit_model\.layers\.([0-9]{1,3})\.downsample\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Translation:
 
 def strip_wrappers(name: str) -> str:
     """``name`` without the leading components of wrappers, repeated ones too."""
-    for wrapper in WRAPPERS:
-        if name.startswith(wrapper):
-            return strip_wrappers(name.removeprefix(wrapper))
-    return name
+    start = 0
+    while wrapper := next((part for part in WRAPPERS if name.startswith(part, start)), None):
+        start += len(wrapper)
+    return name[start:]
 
 
 def to_own(shapes: Mapping[str, Shape]) -> Translation:

@@ -24,8 +24,8 @@ UNKNOWABLE = (
 )
 
 _BIAS_TABLE = "vit_model.layers.{}.blocks.0.attn.relative_position_bias_table"
-_BLOCK = re.compile(r"vit_model\.layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight")
-_TEXT_LAYER = re.compile(r"text_transformer\.encoder\.layer\.(\d+)\.output\.dense\.weight")
+_BLOCK = re.compile(r"vit_model\.layers\.([0-9]{1,3})\.blocks\.([0-9]{1,3})\.norm1\.weight")
+_TEXT_LAYER = re.compile(r"text_transformer\.encoder\.layer\.([0-9]{1,3})\.output\.dense\.weight")
 
 
 def inferred_fields(shapes: Mapping[str, Shape], source: str) -> dict[str, Any]:

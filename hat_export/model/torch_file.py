@@ -89,6 +89,9 @@ DENIED_GLOBALS = frozenset(
 #: Modules of torch that run or fetch code.
 DENIED_PREFIXES = ("torch.hub", "torch.utils.cpp_extension", "torch._inductor", "torch._dynamo")
 
+#: Tuples within tuples; torch.save writes four of them.
+DEEPEST_TUPLE = 100
+
 STORAGE_DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "BoolStorage": torch.bool,
@@ -212,8 +215,37 @@ def _denied(module: str, name: str) -> bool:
     return walks or any(part in DENIED_NAMES for part in parts)
 
 
-class RestrictedUnpickler(pickle.Unpickler):
+Opcode = Callable[["RestrictedUnpickler"], None]
+
+
+def _refuse_opcode(unpickler: RestrictedUnpickler) -> None:
+    raise pickle.UnpicklingError("an opcode that torch.save never writes")
+
+
+def _depth_checked(load: Opcode) -> Opcode:
+    def checked(unpickler: RestrictedUnpickler) -> None:
+        load(unpickler)
+        unpickler.check_depth()
+
+    return checked
+
+
+def _opcodes() -> dict[int, Opcode]:
+    """What each opcode does, with the exceptions of this reader."""
+    opcodes = dict(pickle._Unpickler.dispatch)
+    for opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        opcodes[opcode[0]] = _depth_checked(opcodes[opcode[0]])
+    # They make room for what they state before they read a byte of it.
+    for opcode in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        opcodes[opcode[0]] = _refuse_opcode
+    return opcodes
+
+
+class RestrictedUnpickler(pickle._Unpickler):
     """Rebuilds plain containers and tensor records; see the module's policy.
+
+    This is the unpickler in Python, not the one in C: a few bytes make the latter reserve gigabytes
+    (for a memo of that number). It is slower, but there is little to a checkpoint's pickle.
 
     Args:
         file: Positioned at the start of a pickle; left behind its end.
@@ -225,7 +257,11 @@ class RestrictedUnpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin-1")
         self._source = source
         self._placeholders: dict[tuple[str, str], type[Placeholder]] = {}
+        # Tuples are kept, so that no other object gets the id of one.
+        self._depths: dict[int, tuple[int, tuple[object, ...]]] = {}
         self.storages: dict[str, StorageRecord] = {}
+
+    dispatch = _opcodes()
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name; nothing is imported.
@@ -258,6 +294,15 @@ class RestrictedUnpickler(pickle.Unpickler):
             (module, name), type("Placeholder", (Placeholder,), {"__doc__": f"{module}.{name}"})
         )
 
+    def check_depth(self) -> None:
+        """Refuse tuples in tuples in tuples: hashing a deep one overflows the machine's stack."""
+        made = self.stack[-1]
+        depth = 1 + max((self._depths.get(id(item), (0,))[0] for item in made), default=0)
+        if depth > DEEPEST_TUPLE:
+            raise pickle.UnpicklingError("tuples nested deeper than in any checkpoint")
+        if isinstance(made, tuple):
+            self._depths[id(made)] = (depth, made)
+
     def persistent_load(self, pid: Any) -> StorageRecord | Placeholder:
         """The record of a storage; anything else that is kept outside of the pickle is inert."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
@@ -286,6 +331,7 @@ def read_zip(path: Path) -> dict[str, Tensor]:
         CheckpointError: if the archive is truncated, damaged, or no state dict.
         UnsafeCheckpointError: if the pickle names a function that runs code.
     """
+    size = path.stat().st_size
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -306,23 +352,31 @@ def read_zip(path: Path) -> dict[str, Tensor]:
                 f"{path}: a TorchScript model; expected the training checkpoint, a state dict"
             )
 
-        def read(record: StorageRecord) -> bytearray:
-            name = f"{folder}data/{record.key}"
+        def stored(name: str) -> zipfile.ZipInfo:
             info = archive.getinfo(name)
+            # What isn't compressed can't be larger than the file.
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{name} is compressed, which torch.save never does")
+            if info.file_size > info.compress_size or info.file_size > size:
+                raise ValueError(f"{name} states {info.file_size} bytes, which aren't there")
+            return info
+
+        def read(record: StorageRecord) -> bytearray:
+            info = stored(f"{folder}data/{record.key}")
             if info.file_size != record.nbytes:
-                raise ValueError(f"{name} has {info.file_size} bytes, expected {record.nbytes}")
+                raise ValueError(
+                    f"{info.filename} has {info.file_size} bytes, expected {record.nbytes}"
+                )
             with archive.open(info) as member:
                 return _fill(member, record.nbytes)
 
         try:
             order = f"{folder}byteorder"
-            if order in names and archive.read(order) != b"little":
+            if order in names and archive.read(stored(order)) != b"little":
                 raise CheckpointError(
                     f"{path}: saved on a big-endian machine; re-save it on another"
                 )
-            content = archive.read(pickles[0])
+            content = archive.read(stored(pickles[0]))
             root = RestrictedUnpickler(io.BytesIO(content), path).load()
             return _tensors(_state_dict(root, path), read, path)
         except CheckpointError:

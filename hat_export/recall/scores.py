@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from jaxtyping import Float32
@@ -263,7 +264,7 @@ def _blocks(work: Path) -> list[_Block]:
     try:
         found = json.loads((work / STATE).read_text(encoding="utf-8"))
         return [_Block(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return []
 
 
@@ -295,7 +296,7 @@ def _open_matrices(
     """The matrices of an earlier run; None if one of them isn't what it was."""
     try:
         found = [np.lib.format.open_memmap(work / name, "r+") for name in names]
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, TypeError, TokenError):
         return None
     same = all(one.shape == shape and one.dtype == np.float32 for one in found)
     return found if same and all(one.flags.c_contiguous for one in found) else None

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hat_export.bundle import SELF_TEST, Bundle, TensorSpec
+from hat_export.bundle import Bundle, TensorSpec
 from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.files import new_folder
 from hat_export.image_search import open_index_file
 from hat_export.index import ImageIndex
 from hat_export.indexing import model_name
+from hat_export.self_test import read_self_test
 from hat_export.serving.names import (
     ALIGNMENT,
     IMAGE,
@@ -249,11 +250,11 @@ def _warmups(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
 
     The other models have nothing to warm up, and the server takes no warm-up for an ensemble.
     """
-    with np.load(bundle.file(SELF_TEST), allow_pickle=False) as archive:
-        return {
-            IMAGE: {"pixel_values": archive["pixel_values"][0]},
-            TEXT: {name: archive[name][0] for name in ("input_ids", "attention_mask")},
-        }
+    stored = read_self_test(bundle)
+    return {
+        IMAGE: {"pixel_values": stored["pixel_values"][0]},
+        TEXT: {name: stored[name][0] for name in ("input_ids", "attention_mask")},
+    }
 
 
 def _add_warmup(config: ModelConfig, inputs: Mapping[str, np.ndarray], model: Path) -> None:

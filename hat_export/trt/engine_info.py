@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+#: What builds and runs engines.
+LIBRARIES = ("tensorrt", "tensorrt-rtx")
+
 
 class Range(NamedTuple):
     """Sizes of one dynamic dimension in a profile.
@@ -100,6 +103,8 @@ class EngineInfo:
         form = str(content.get("form", "graph"))
         if form not in FORMS:
             raise ValueError(f"an engine of form {form}")
+        if content["library"] not in LIBRARIES:
+            raise ValueError(f"an engine of {content['library']!r}")
         return cls(
             file=str(content["file"]),
             log=str(content["log"]),
