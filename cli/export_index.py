@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import BackendOption, QuietOption, ThreadsOption
+from hat_export.cli.options import (
+    AddressOption,
+    BackendOption,
+    Engine,
+    EngineOption,
+    QuietOption,
+    ThreadsOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from hat_export.indexing import Skipped
 
 #: Skipped images that are named on standard error; all are in the file of --skipped.
 SHOWN_SKIPPED = 10
-
-
-class Engine(StrEnum):
-    """Where images are encoded."""
-
-    local = "local"
-    ray = "ray"
 
 
 class Storage(StrEnum):
@@ -63,14 +64,9 @@ def index(
         Path | None,
         typer.Option(help="Write names and reasons of skipped images as JSON lines."),
     ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="Encode in this process, or in workers of a Ray cluster.")
-    ] = Engine.local,
-    workers: Annotated[int, typer.Option(min=1, help="Ray: number of workers.")] = 2,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray: address of a cluster; default: one is started here."),
-    ] = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = 2,
+    address: AddressOption = None,
     backend: BackendOption = "onnxruntime",
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
@@ -97,11 +93,10 @@ def index(
         note_origin,
         open_index,
     )
-    from hat_export.ray_indexing import RayWorkers, encode_with_ray
+    from hat_export.ray_indexing import encode_with_ray
 
-    if address is not None and engine is Engine.local:
-        raise InputError("--address is of --engine ray; give both")
-    if captions and engine is Engine.ray:
+    ray = common.ray_workers(engine, workers, threads, address)
+    if captions and ray:
         raise InputError("--captions are encoded in this process; leave --engine ray out")
     progress = common.Progress(quiet)
     texts = common.read_lines(images) if captions else []
@@ -121,9 +116,8 @@ def index(
                 result = index_captions(session, texts, target, batch, progress.count)
             else:
                 encode = partial(encode_here, session)
-                if engine is Engine.ray:
-                    ray = RayWorkers(bundle, backend, threads or 1, workers, address)
-                    encode = partial(encode_with_ray, ray)
+                if ray:
+                    encode = partial(encode_with_ray, ray, bundle, backend, progress.step)
                 result = index_images(
                     target, projections, refs, encode, batch, commit, progress.count
                 )

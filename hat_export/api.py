@@ -15,6 +15,7 @@ from hat_export.session import Session
 if TYPE_CHECKING:
     from hat_export.backends.torch_backend import TorchSession
     from hat_export.parity import ParityOutcome
+    from hat_export.ray_workers import RayWorkers
     from hat_export.spec import ModelSpec
 
 
@@ -115,6 +116,7 @@ def check_parity(
     threads: int | None = None,
     spec: ModelSpec | None = None,
     vocabulary: Path | str | None = None,
+    ray: RayWorkers | None = None,
 ) -> ParityOutcome:
     """Does a candidate retrieve what a reference retrieves? What ``hat-bench parity`` runs.
 
@@ -139,6 +141,7 @@ def check_parity(
         threads: Default: one per core.
         spec: Architecture, where a checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside a checkpoint.
+        ray: Workers of :mod:`hat_export.ray_workers` that encode and score; None: this process.
 
     Returns:
         The verdict with everything behind it; :func:`hat_export.parity.parity_report` makes the
@@ -159,10 +162,21 @@ def check_parity(
         batch=batch,
         attribution=attribution,
         localize=localize,
+        threads=threads,
+        ray=ray,
     )
     dataset = read_dataset(Path(data), split, [Path(path) for path in images])
     first, second = (
-        Side(Path(target), partial(open_target, target, name, threads, spec, vocabulary))
+        Side(
+            Path(target),
+            partial(
+                open_target,
+                Path(target).absolute(),
+                name,
+                spec=spec,
+                vocabulary=vocabulary and Path(vocabulary).absolute(),
+            ),
+        )
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
     return run_parity(first, second, dataset.take(captions).limit(limit), settings)
