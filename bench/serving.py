@@ -11,6 +11,7 @@ import csv
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from hat_export.serving.local_server import LocalServer
 from hat_export.serving.names import IMAGE, TEXT
 from hat_export.serving.repository import ServingOptions, write_repository
 
-CONCURRENCY = (1, 2, 4, 8, 16)
 WORDS = 16
 
 
@@ -37,10 +37,16 @@ class Measured:
 
 
 def measure(
-    analyzer: Path, server: LocalServer, model: str, batching: bool, seconds: float, data: Path
+    analyzer: Path,
+    server: LocalServer,
+    model: str,
+    batching: bool,
+    clients: Sequence[int],
+    seconds: float,
+    data: Path,
 ) -> list[Measured]:
     results = []
-    for concurrency in CONCURRENCY:
+    for concurrency in clients:
         with tempfile.NamedTemporaryFile(suffix=".csv") as out:
             command = [str(analyzer), "-m", model, "-u", server.grpc, "-i", "grpc", "-b", "1"]
             command += ["--concurrency-range", str(concurrency), "-f", out.name]
@@ -66,7 +72,7 @@ def report(measured: list[Measured]) -> Report:
     tables = []
     for model in (IMAGE, TEXT):
         rows = []
-        for concurrency in CONCURRENCY:
+        for concurrency in sorted({one.concurrency for one in measured}):
             single, batched = (
                 next(
                     one
@@ -92,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--perf-analyzer", type=Path, default=Path("perf_analyzer"))
+    parser.add_argument("--clients", type=int, nargs="+", default=(1, 2, 4, 8, 16))
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -117,7 +124,8 @@ def main() -> None:
             with LocalServer(repository) as server:
                 for model in (IMAGE, TEXT):
                     measured += measure(
-                        arguments.perf_analyzer, server, model, batching, arguments.seconds, data
+                        *(arguments.perf_analyzer, server, model, batching),
+                        *(arguments.clients, arguments.seconds, data),
                     )
     result = report(measured)
     write_report(result, arguments.out.with_suffix(".json"))

@@ -64,6 +64,14 @@ def index(
         Path | None,
         typer.Option(help="Write names and reasons of skipped images as JSON lines."),
     ] = None,
+    skip_known: Annotated[
+        bool,
+        typer.Option(
+            "--skip-known",
+            help="Leave out names that the index has from another source, as after a move, instead "
+            "of refusing them.",
+        ),
+    ] = False,
     engine: EngineOption = Engine.local,
     workers: WorkersOption = 2,
     address: AddressOption = None,
@@ -73,9 +81,9 @@ def index(
 ) -> None:
     """Encode images into an index, or add to one; interrupted, the same command goes on.
 
-    What is in the index already, by its name, is left out. Images that can't be read are reported
-    and skipped. With --engine ray every worker has --threads threads, one if not given, and must
-    see bundle and images under the same paths.
+    What is in the index already, by its name, is left out; if it came from another source, that is
+    an error. Images that can't be read are reported and skipped. With --engine ray every worker has
+    --threads threads, one if not given, and must see bundle and images under the same paths.
     """
     from functools import partial
 
@@ -92,6 +100,7 @@ def index(
         index_images,
         note_origin,
         open_index,
+        refuse_namesakes,
     )
     from hat_export.ray_indexing import encode_with_ray
 
@@ -100,7 +109,8 @@ def index(
         raise InputError("--captions are encoded in this process; leave --engine ray out")
     progress = common.Progress(quiet)
     texts = common.read_lines(images) if captions else []
-    refs = [] if captions else list(list_images(images))
+    listed = {} if captions else {source: list(list_images([source])) for source in images}
+    refs = [ref for found in listed.values() for ref in found]
     progress.step(f"{len(texts or refs)} {'captions' if captions else 'images'} listed")
     cores = threads or default_threads()
     with open_checked(bundle, backend, cores, verify=True) as session:
@@ -111,6 +121,9 @@ def index(
         with open_index(out, kind, opened, projections, precision) as target:
             if target.file.notice:
                 progress.step(target.file.notice)
+            if isinstance(target, ImageIndex) and not skip_known:
+                for source, found in listed.items():
+                    refuse_namesakes(target, source, found)
             note_origin(target, bundle, images)
             if isinstance(target, CaptionIndex):
                 result = index_captions(session, texts, target, batch, progress.count)

@@ -7,6 +7,7 @@ it had in hand is done again.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -62,17 +63,16 @@ def map_with_ray(
     if not rows:
         return
     with ray_cluster(workers) as ray:
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Worker,
             fn_constructor_args=(pickle.dumps(function),),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers.workers),
             num_cpus=workers.threads,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
+        )  # Ray Data restarts its actors and their tasks without end.
         seen: set[tuple[str, str]] = set()
         for row in done.iter_rows():
             # Written by our own workers a moment ago.
@@ -105,6 +105,7 @@ def ray_cluster(workers: RayWorkers) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     _start(ray, workers)
     try:
         yield ray

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -47,7 +48,14 @@ def workers_of(pid: int) -> list[int]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # A dead node is noticed within seconds rather than a quarter of a minute.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+    }
 
 
 class RayNode:
@@ -84,6 +92,14 @@ class RayNode:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def wait(self, seconds: float = 120.0) -> None:
+        """Until the node takes work: its raylet has started its agents."""
+        deadline = time.monotonic() + seconds
+        while not any(name.startswith("ray::RuntimeEnv") for _, name in children(self.pid)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the Ray node didn't start")
+            time.sleep(0.1)
 
     def kill(self) -> None:
         """Everything of the node at once, as when its machine loses power."""
