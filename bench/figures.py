@@ -398,7 +398,7 @@ PARTS = {
     "search": Part(search, 1),
     "full": Part(full, 4),
     "large": Part(large, 3),
-    "capacity": Part(capacity, 1.5),
+    "capacity": Part(capacity, 2),
     "runtime": Part(runtime, 1.5),
     "serving": Part(serving, 2),
     "reproducibility": Part(reproducibility, 6),

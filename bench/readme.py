@@ -296,8 +296,8 @@ def capacity(entry: Entry) -> str:
         "pooled vectors in memory, float32": lambda n: volume(2 * n * row["pooled_bytes"]),
         "exact search of one caption, one core": lambda n: duration(n / pairs),
         f"two-stage, {CANDIDATES:,} rescored, one core": lambda n: duration(n / pooled + rescored),
-        f"two-stage, a core for each shard of {SHARD:,}": lambda n: (
-            f"{duration(SHARD / pooled + rescored)} on {n // SHARD:,}"
+        f"two-stage, shards of {SHARD:,}, a core each": lambda n: (
+            f"{n // SHARD:,} x {duration(SHARD / pooled + rescored)}"
         ),
     }
     many = [(name, *(value(n) for n in sizes)) for name, value in lines.items()]
@@ -310,13 +310,13 @@ def capacity(entry: Entry) -> str:
             "",
             table(("", "1 million images", "1 billion images"), many),
             "",
-            f"- **Two stages** take over from about {pairs:,.0f} images, where one core needs a "
+            f"- **Two stages** take over from about {rounded(pairs)} images, where one core needs a "
             f"second to score all exactly; rescoring {CANDIDATES:,} candidates takes "
             f"{duration(rescored)} whatever the size.",
-            f"- **Shards** take over from about {pooled:,.0f} images, where one core needs a "
+            f"- **Shards** take over from about {rounded(pooled)} images, where one core needs a "
             "second to compare a caption with every pooled vector.",
-            f"- **Several writers:** a disk of 1 GB/s takes {disk:,.0f} images a second, the work "
-            f"of {disk / images:,.0f} cores; more workers than that want several indexes.",
+            f"- **Several writers:** a disk of 1 GB/s takes {rounded(disk)} images a second, the work "
+            f"of about {rounded(disk / images)} cores; more workers than that want several indexes.",
         ]
     )
 
@@ -330,9 +330,15 @@ def duration(seconds: float) -> str:
     return f"{1e3 * seconds:.0f} ms"
 
 
+def rounded(value: float) -> str:
+    """With two digits that count."""
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
 def volume(size: float) -> str:
     """Bytes with the unit that suits."""
-    return f"{size / 1e12:,.2f} TB" if size >= 1e11 else f"{size / 1e9:,.1f} GB"
+    value, unit = (size / 1e12, "TB") if size >= 1e11 else (size / 1e9, "GB")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.2f} {unit}"
 
 
 RENDERERS: dict[str, Callable[[Entry], str]] = {
