@@ -353,7 +353,7 @@ def serving(bench: Bench) -> Rows:
     if not analyzer.exists():  # the last tritonclient whose wheel has it
         bench.run(
             *("-m", "pip", "install", "--quiet", "--no-deps", "--target", client),
-            "tritonclient==2.37.0",
+            "tritonclient==2.37.0.9383150",
         )
     clients = (1, 4) if bench.quick else (1, 4, 16)
     bench.run(

@@ -310,13 +310,13 @@ def capacity(entry: Entry) -> str:
             "",
             table(("", "1 million images", "1 billion images"), many),
             "",
-            f"- **Two stages** take over from about {rounded(pairs)} images, where one core needs a "
-            f"second to score all exactly; rescoring {CANDIDATES:,} candidates takes "
+            f"- **Two stages** take over from about {rounded(pairs)} images, where one core needs "
+            f"a second to score all exactly; rescoring {CANDIDATES:,} candidates takes "
             f"{duration(rescored)} whatever the size.",
-            f"- **Shards** take over from about {rounded(pooled)} images, where one core needs a "
-            "second to compare a caption with every pooled vector.",
-            f"- **Several writers:** a disk of 1 GB/s takes {rounded(disk)} images a second, the work "
-            f"of about {rounded(disk / images)} cores; more workers than that want several indexes.",
+            f"- **Shards** take over from about {rounded(pooled)} images, where one core needs "
+            "a second to compare a caption with every pooled vector.",
+            f"- **Several writers:** a disk of 1 GB/s takes {rounded(disk)} images a second, the "
+            f"work of about {rounded(disk / images)} cores; more than that want several indexes.",
         ]
     )
 
