@@ -350,18 +350,20 @@ def serving(bench: Bench) -> Rows:
     path = bench.report("serving")
     client = bench.out / "perf-analyzer"
     analyzer = client / "bin" / "perf_analyzer"
-    if not analyzer.exists():  # the last tritonclient whose wheel has it
+    libraries = client / "nvidia" / "cuda_runtime" / "lib"
+    if not analyzer.exists():  # the last tritonclient whose wheel has it, and what it is linked to
         bench.run(
             *("-m", "pip", "install", "--quiet", "--no-deps", "--target", client),
-            "tritonclient==2.37.0.9383150",
+            *("tritonclient==2.37.0.9383150", "nvidia-cuda-runtime-cu12"),
         )
     clients = (1, 4) if bench.quick else (1, 4, 16)
     bench.run(
-        *(HERE / "serving.py", bench.tiny(), "--perf-analyzer", analyzer),
+        *(HERE / "serving.py", bench.tiny(), "--perf-analyzer", analyzer, "--libraries", libraries),
         *("--clients", *clients, "--seconds", 1, "--out", path),
         python=python,
     )
     names = {"hat_image": "images", "hat_text": "captions"}
+    data = bench.written(path)["data"]
     return [
         {
             "model": names[row["model"]],
@@ -370,8 +372,9 @@ def serving(bench: Bench) -> Rows:
             "per_second": row["rate"],
             "p50_ms": row["p50"],
             "p99_ms": row["p99"],
+            "versions": data["environment"]["versions"],
         }
-        for row in bench.written(path)["data"]["measured"]
+        for row in data["measured"]
     ]
 
 

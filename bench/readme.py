@@ -239,9 +239,10 @@ def runtime(entry: Entry) -> str:
     row = entry["rows"][0]
     largest = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in row["largest"])
     rows = [(name, f"{seconds:.2f}") for name, seconds in row["starts"].items()]
+    used = machine(entry | {"versions": row["versions"]})
     return (
         f"The environment takes {row['bytes'] / 1e9:.2f} GB; the largest packages: {largest}. "
-        f"A new process, demo model:\n\n{table(('', 's'), rows)}\n\n{machine(entry)}"
+        f"A new process, demo model:\n\n{table(('', 's'), rows)}\n\n{used}"
     )
 
 
@@ -257,7 +258,8 @@ def serving(entry: Entry) -> str:
         for clients in sorted({row["clients"] for row in entry["rows"]})
     ]
     columns = [cell for m in models for cell in (f"{m}/s one by one", "batched")]
-    return f"{table(('clients', *columns), rows)}\n\n{machine(entry)}"
+    versions = {"versions": entry["rows"][0]["versions"]}
+    return f"{table(('clients', *columns), rows)}\n\n{machine(entry | versions)}"
 
 
 #: What a core costs an hour, and a GB on disk a month, in USD: assumed.

@@ -16,6 +16,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+from hat_export.environment import package_versions
+
 STARTS = {
     "python alone": "pass",
     "import hat_export": "import hat_export",
@@ -60,7 +62,12 @@ def main() -> None:
         medians[name] = statistics.median(seconds[1:])
         print(f"{name}: {medians[name]:.3f} s (smallest {min(seconds[1:]):.3f})")
     if arguments.out:
-        found = {"bytes": sum(sizes.values()), "largest": largest[:4], "starts": medians}
+        found = {
+            "bytes": sum(sizes.values()),
+            "largest": largest[:4],
+            "starts": medians,
+            "versions": package_versions(),
+        }
         arguments.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
