@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -102,10 +101,10 @@ def parity(
     With --engine ray, workers of --threads threads each, one if not given, encode and score;
     models, data and --cache must be under the same paths on every machine.
     """
-    from hat_export.api import open_target
+    from hat_export.api import parity_side
     from hat_export.dataset_reading import read_dataset
     from hat_export.environment import default_cache
-    from hat_export.parity import ParitySettings, Side, parity_report, run_parity
+    from hat_export.parity import ParitySettings, parity_report, run_parity
     from hat_export.recall.budget import Verdict, parse_budget
     from hat_export.reproduce import write_reproduction
 
@@ -126,16 +125,7 @@ def parity(
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     first, second = (
-        Side(
-            target,
-            partial(
-                open_target,
-                target.absolute(),
-                name,
-                spec=architecture,
-                vocabulary=vocabulary and vocabulary.absolute(),
-            ),
-        )
+        parity_side(target, name, architecture, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
     outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)

@@ -145,6 +145,24 @@ class _Worker:
             return type(error)(f"worker on {socket.gethostname()}: {error}")
 
 
+def _require_answer(address: str) -> None:
+    """Find a wrong address within seconds: Ray itself tries for minutes.
+
+    Raises:
+        BackendUnavailableError: if nothing listens at HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        return  # "auto", or a client's address: Ray's to understand
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise BackendUnavailableError(
+            f"engine ray: nothing answers at {address} ({error}); start a cluster there with: "
+            "ray start --head"
+        ) from None
+
+
 def _start(ray: Any, workers: RayWorkers) -> None:
     try:
         if workers.address is None:
@@ -158,6 +176,7 @@ def _start(ray: Any, workers: RayWorkers) -> None:
                 logging_level="error",
             )
         else:
+            _require_answer(workers.address)
             ray.init(address=workers.address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())

@@ -19,6 +19,7 @@ from hat_export.dataset import ImageStore
 from hat_export.environment import machine
 from hat_export.errors import BackendUnavailableError, DatasetError
 from hat_export.ray_evaluation import _require_like
+from hat_export.ray_workers import RayWorkers, ray_cluster
 from hat_export.recall.embeddings import PictureBatch, encode_batch
 from picture_samples import pictures, write_folder
 from ray_nodes import workers_of
@@ -100,6 +101,16 @@ def test_one_worker_or_two_with_one_killed_report_what_no_ray_reports(
     again = finish(start(tiny_bundle, data, hurt))
     assert f"{IMAGES} images and" in again
     assert judged(hurt) | {"reused": None} == judged(local) | {"reused": None}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:70000"])
+def test_a_wrong_address_is_told_at_once(address: str) -> None:
+    pytest.importorskip("ray", reason="ray isn't installed; it comes with the extra [ray]")
+    with (
+        pytest.raises(BackendUnavailableError, match=f"nothing answers at {address}"),
+        ray_cluster(RayWorkers(1, 1, address)),
+    ):
+        pass
 
 
 def test_a_worker_refuses_to_work_on_another_kind_of_machine() -> None:
