@@ -100,7 +100,7 @@ class _Encoder:
 
     @cached_property
     def _session(self) -> Session:
-        _require_like(self.like)
+        require_like(self.like)
         session = self.open(threads=self.threads)
         if encoder_keys(self.target, session) != self.keys:
             session.close()
@@ -121,9 +121,13 @@ class _Scorer:
     like: dict[str, Any]
     scorer: BlockScorer
 
+    @cached_property
+    def _checked(self) -> BlockScorer:
+        require_like(self.like)
+        return self.scorer
+
     def __call__(self, block: Block) -> Levels:
-        _require_like(self.like)
-        return self.scorer(block)
+        return self._checked(block)
 
 
 def _here() -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _here() -> dict[str, Any]:
     return {"cpu": machine()["cpu"], **package_versions()}
 
 
-def _require_like(expected: dict[str, Any]) -> None:
+def require_like(expected: dict[str, Any]) -> None:
     """Refuse a machine whose results could differ.
 
     Raises:

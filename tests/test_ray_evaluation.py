@@ -18,7 +18,7 @@ import hat_export
 from hat_export.dataset import ImageStore
 from hat_export.environment import machine
 from hat_export.errors import BackendUnavailableError, DatasetError
-from hat_export.ray_evaluation import _require_like
+from hat_export.ray_evaluation import require_like
 from hat_export.ray_workers import RayWorkers, ray_cluster
 from hat_export.recall.embeddings import PictureBatch, encode_batch
 from picture_samples import pictures, write_folder
@@ -115,7 +115,7 @@ def test_a_wrong_address_is_told_at_once(address: str) -> None:
 
 def test_a_worker_refuses_to_work_on_another_kind_of_machine() -> None:
     with pytest.raises(BackendUnavailableError, match='instead of "Abacus"'):
-        _require_like({"cpu": "Abacus"})
+        require_like({"cpu": "Abacus"})
     assert machine()["cpu"] != "Abacus"
 
 
