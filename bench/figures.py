@@ -58,8 +58,15 @@ class Bench:
     until: float
     made: dict[str, Path] = field(default_factory=dict)
 
-    def run(self, *command: object, check: bool = True) -> None:
-        """Run a program within the time left; its output goes to ``log.txt``.
+    def run(
+        self, *command: object, check: bool = True, python: Path = Path(sys.executable)
+    ) -> None:
+        """Run a Python program within the time left; its output goes to ``log.txt``.
+
+        Args:
+            command: A command of this project, ``-m`` and a module, or a script; then its options.
+            check: Whether an exit status other than 0 is an error.
+            python: Interpreter of the environment that it runs in.
 
         Raises:
             PartError: if it fails or is not done in time.
@@ -72,7 +79,7 @@ class Bench:
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"\n$ {shown}\n")
             log.flush()
-            process = subprocess.Popen([sys.executable, *start, *rest], stdout=log, stderr=log)
+            process = subprocess.Popen([python, *start, *rest], stdout=log, stderr=log)
             try:
                 status = process.wait(timeout=max(1.0, left))
             except BaseException as error:
@@ -313,6 +320,64 @@ def reproducibility(bench: Bench) -> Rows:
     return [{key: value for key, value in content.items() if key not in facts}]
 
 
+def capacity(bench: Bench) -> Rows:
+    """What one core does at official size; docs/capacity.md extrapolates it."""
+    path = bench.report("capacity")
+    rounds = 1 if bench.quick else 7
+    bench.run(HERE / "capacity.py", bench.packed(), "--rounds", rounds, "--out", path)
+    return [bench.written(path)]
+
+
+def runtime(bench: Bench) -> Rows:
+    """Size and cold start of the environment without torch, which is made for it."""
+    path = bench.report("runtime")
+    environment = bench.out / "runtime-environment"
+    python = environment / "bin" / "python"
+    bench.run("-m", "venv", "--clear", environment)
+    bench.run("-m", "pip", "install", "--quiet", f"{ROOT}[cpu]", python=python)
+    starts = 1 if bench.quick else 7
+    bench.run(
+        *(HERE / "runtime.py", bench.tiny(), "--starts", starts, "--out", path), python=python
+    )
+    return [bench.written(path)]
+
+
+def serving(bench: Bench) -> Rows:
+    """Throughput of the demo model under Triton Inference Server."""
+    python = ROOT / ".venv-serve" / "bin" / "python"
+    if not python.exists():
+        raise PartError("there is no .venv-serve; make test-serve creates it")
+    path = bench.report("serving")
+    client = bench.out / "perf-analyzer"
+    analyzer = client / "bin" / "perf_analyzer"
+    libraries = client / "nvidia" / "cuda_runtime" / "lib"
+    if not analyzer.exists():  # the last tritonclient whose wheel has it, and what it is linked to
+        bench.run(
+            *("-m", "pip", "install", "--quiet", "--no-deps", "--target", client),
+            *("tritonclient==2.37.0.9383150", "nvidia-cuda-runtime-cu12"),
+        )
+    clients = (1, 4) if bench.quick else (1, 4, 16)
+    bench.run(
+        *(HERE / "serving.py", bench.tiny(), "--perf-analyzer", analyzer, "--libraries", libraries),
+        *("--clients", *clients, "--seconds", 1, "--out", path),
+        python=python,
+    )
+    names = {"hat_image": "images", "hat_text": "captions"}
+    data = bench.written(path)["data"]
+    return [
+        {
+            "model": names[row["model"]],
+            "batching": row["batching"],
+            "clients": row["concurrency"],
+            "per_second": row["rate"],
+            "p50_ms": row["p50"],
+            "p99_ms": row["p99"],
+            "versions": data["environment"]["versions"],
+        }
+        for row in data["measured"]
+    ]
+
+
 @dataclass(frozen=True)
 class Part:
     """One part.
@@ -336,6 +401,9 @@ PARTS = {
     "search": Part(search, 1),
     "full": Part(full, 4),
     "large": Part(large, 3),
+    "capacity": Part(capacity, 2),
+    "runtime": Part(runtime, 1.5),
+    "serving": Part(serving, 2),
     "reproducibility": Part(reproducibility, 6),
     "peers": Part(peers, 9),
 }

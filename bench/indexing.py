@@ -8,13 +8,16 @@ one.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from PIL import Image
 
 from hat_export.environment import environment
 from hat_export.index import ImageIndex
+from hat_export.index_file import IndexRecoveryWarning
 
 
 def write_images(path: Path, count: int, side: int) -> None:
@@ -62,25 +66,56 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def killed(arguments: list[str], out: Path, times: int, reach: float) -> list[int]:
-    """Start and kill indexing so often, each time some seconds after the index has grown.
+def killed(arguments: list[str], out: Path, times: int, whole: int, reach: float) -> list[int]:
+    """Start and kill indexing so often, at moments spread over the whole run.
+
+    Args:
+        arguments: The command.
+        out: Its index.
+        times: How often.
+        whole: Size of the complete index in bytes.
+        reach: Largest further wait in seconds, so that a kill meets any step of the work.
 
     Returns:
         Images in the index after each kill.
     """
     chance = random.Random(0)
-    counts, size = [], 0
-    for _ in range(times):
+    counts = []
+    for size in sorted(chance.randrange(whole * 19 // 20) for _ in range(times)):
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
-            while size_of(out) <= size and process.poll() is None:
+            while size_of(out) < size and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, reach))
             process.kill()
-        size = size_of(out)
-        with ImageIndex.open(out) as index:
-            counts.append(len(index))
+        if process.returncode != -signal.SIGKILL:
+            raise SystemExit(f"it ended with {process.returncode} before it could be killed")
+        counts.append(committed(out))
         print(f"  killed: {counts[-1]} images", flush=True)
     return counts
+
+
+def committed(path: Path) -> int:
+    """Images of an index that whoever was writing it had committed."""
+    if not path.exists():
+        return 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IndexRecoveryWarning)
+        with ImageIndex.open(path) as index:
+            return len(index)
+
+
+def compared(whole: Path, hurt: Path) -> dict[str, object]:
+    """An index that was killed beside one that wasn't."""
+    with ImageIndex.open(whole) as one, ImageIndex.open(hurt) as other:
+        other.verify()
+        return {
+            "lost": len(set(one.ids) - set(other.ids)),
+            "doubled": len(other.ids) - len(set(other.ids)),
+            "same_ids_in_order": one.ids == other.ids,
+            "same_records": one.ids == other.ids
+            and all((one.file.record(n) == other.file.record(n)).all() for n in range(len(one))),
+            "same_file": filecmp.cmp(whole, hurt, shallow=False),
+        }
 
 
 def main() -> None:
@@ -90,6 +125,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--reach", type=float, default=2.0, help="Seconds a kill may wait.")
     parser.add_argument("--work", type=Path, required=True, help="Folder for images and indexes.")
     parser.add_argument("--out", type=Path, required=True, help="JSON of the results.")
     arguments = parser.parse_args()
@@ -113,15 +149,12 @@ def main() -> None:
         hurt = arguments.work / "hurt.hatidx"
         hurt.unlink(missing_ok=True)
         start = command("index", arguments.bundle, images, hurt, *options)
-        results["after_kills"] = killed(start, hurt, arguments.kills, reach=5.0)
+        results["after_kills"] = killed(
+            start, hurt, arguments.kills, size_of(whole), arguments.reach
+        )
         results["resumed"] = timed(start)
-        with ImageIndex.open(whole) as one, ImageIndex.open(hurt) as other:
-            other.verify()
-            results["same_ids_in_order"] = one.ids == other.ids
-            results["same_bytes"] = all(
-                (one.file.record(n) == other.file.record(n)).all() for n in range(len(one))
-            )
-        print(results["same_ids_in_order"], results["same_bytes"], flush=True)
+        results["compared"] = compared(whole, hurt)
+        print(json.dumps(results["compared"]), flush=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
 """Throughput of a served bundle under Triton Inference Server, measured by perf_analyzer.
 
 Two servers: one puts concurrent requests together (dynamic batching), one takes them one by one.
-Needs what `make test-serve` installs, and perf_analyzer on the path or by --perf-analyzer.
+Needs what `make test-serve` installs, and perf_analyzer on the path or by --perf-analyzer, which
+is linked to libb64 (on Debian: apt-get install libb64-0d) and to CUDA's runtime (--libraries).
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,6 @@ from hat_export.serving.local_server import LocalServer
 from hat_export.serving.names import IMAGE, TEXT
 from hat_export.serving.repository import ServingOptions, write_repository
 
-CONCURRENCY = (1, 2, 4, 8, 16)
 WORDS = 16
 
 
@@ -37,17 +39,28 @@ class Measured:
 
 
 def measure(
-    analyzer: Path, server: LocalServer, model: str, batching: bool, seconds: float, data: Path
+    analyzer: Path,
+    libraries: Path | None,
+    server: LocalServer,
+    model: str,
+    batching: bool,
+    clients: Sequence[int],
+    seconds: float,
+    data: Path,
 ) -> list[Measured]:
+    found = (str(libraries or ""), os.environ.get("LD_LIBRARY_PATH", ""))
+    variables = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, found))}
     results = []
-    for concurrency in CONCURRENCY:
+    for concurrency in clients:
         with tempfile.NamedTemporaryFile(suffix=".csv") as out:
             command = [str(analyzer), "-m", model, "-u", server.grpc, "-i", "grpc", "-b", "1"]
             command += ["--concurrency-range", str(concurrency), "-f", out.name]
             command += ["-p", str(int(1000 * seconds)), "-s", "50", "-r", "10"]
             if model == TEXT:
                 command += ["--input-data", str(data)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=variables
+            )
             rows = list(csv.DictReader(Path(out.name).read_text().splitlines()))
         if not rows:
             raise SystemExit(
@@ -66,7 +79,7 @@ def report(measured: list[Measured]) -> Report:
     tables = []
     for model in (IMAGE, TEXT):
         rows = []
-        for concurrency in CONCURRENCY:
+        for concurrency in sorted({one.concurrency for one in measured}):
             single, batched = (
                 next(
                     one
@@ -92,6 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--perf-analyzer", type=Path, default=Path("perf_analyzer"))
+    parser.add_argument("--libraries", type=Path, help="Folder of what perf_analyzer is linked to.")
+    parser.add_argument("--clients", type=int, nargs="+", default=(1, 2, 4, 8, 16))
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -117,7 +132,8 @@ def main() -> None:
             with LocalServer(repository) as server:
                 for model in (IMAGE, TEXT):
                     measured += measure(
-                        arguments.perf_analyzer, server, model, batching, arguments.seconds, data
+                        *(arguments.perf_analyzer, arguments.libraries, server, model, batching),
+                        *(arguments.clients, arguments.seconds, data),
                     )
     result = report(measured)
     write_report(result, arguments.out.with_suffix(".json"))

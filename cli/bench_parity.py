@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,20 @@ import typer
 
 from hat_export.cli import common
 from hat_export.cli.options import (
+    AddressOption,
     BackendOption,
+    DataOption,
+    Engine,
+    EngineOption,
+    ImagesOption,
+    LimitOption,
     QuietOption,
     ReportOption,
     SignatureOption,
     SpecOption,
+    ThreadsOption,
     VocabularyOption,
+    WorkersOption,
 )
 
 #: Exit status where the budget could not be judged.
@@ -26,24 +33,13 @@ UNDECIDED = 2
 def parity(
     reference: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
     candidate: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Karpathy-format JSON or its folder, JSONL or CSV with columns image and caption, "
-            "or a Hugging Face dataset's folder."
-        ),
-    ],
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--images", help="Folder or zip of images; default: beside the data."),
-    ] = None,
+    data: DataOption,
+    images: ImagesOption = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
     captions: Annotated[
         int, typer.Option(min=1, help="Captions per image; the official protocol takes 5.")
     ] = 5,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many images, evenly spread.")
-    ] = None,
+    limit: LimitOption = None,
     folds: Annotated[
         int | None,
         typer.Option(
@@ -92,17 +88,25 @@ def parity(
         str | None,
         typer.Option(help="What runs the reference if it is a bundle; default: as --backend."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
+    threads: ThreadsOption = None,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = 2,
+    address: AddressOption = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
     require_signature: SignatureOption = None,
 ) -> None:
-    """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge."""
+    """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge.
+
+    With --engine ray, workers of --threads threads each, one if not given, encode and score;
+    models, data and --cache must be under the same paths on every machine.
+    """
+    from hat_export.api import parity_side
     from hat_export.dataset_reading import read_dataset
     from hat_export.environment import default_cache
-    from hat_export.parity import ParitySettings, Side, parity_report, run_parity
+    from hat_export.parity import ParitySettings, parity_report, run_parity
     from hat_export.recall.budget import Verdict, parse_budget
     from hat_export.reproduce import write_reproduction
 
@@ -116,13 +120,15 @@ def parity(
         attribution=attribution,
         localize=localize,
         gallery=gallery,
+        threads=threads,
+        ray=common.ray_workers(engine, workers, threads, address),
     )
     common.check_report_paths(report)
     dataset = read_dataset(data, split, images or ()).take(captions).limit(limit)
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     first, second = (
-        Side(target, partial(common.open_target, target, name, threads, architecture, vocabulary))
+        parity_side(target, name, architecture, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
     outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)

@@ -10,20 +10,21 @@ import typer
 from hat_export.cli import common
 from hat_export.cli.options import (
     BackendOption,
+    DataOption,
+    ImagesOption,
+    LimitOption,
     QuietOption,
     ReportOption,
     SpecOption,
+    ThreadsOption,
     VocabularyOption,
 )
 
 
 def search(
     target: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
-    data: Annotated[Path, typer.Option(help="Karpathy-format JSON, or the folder that holds one.")],
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--images", help="Folder or zip of images; default: beside the JSON."),
-    ] = None,
+    data: DataOption,
+    images: ImagesOption = None,
     split: Annotated[str, typer.Option(help="Split that is searched.")] = "test",
     calibration_split: Annotated[
         str, typer.Option(help="Split that chooses the number of candidates.")
@@ -37,18 +38,16 @@ def search(
     ] = None,
     storage: Annotated[str, typer.Option(help="Precision of the index.")] = "float16",
     queries: Annotated[int, typer.Option(min=1, help="Captions to time.")] = 200,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many images of a split.")
-    ] = None,
+    limit: LimitOption = None,
     backend: BackendOption = "onnxruntime",
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
+    threads: ThreadsOption = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Choose the number of candidates of two-stage search, and show recall and latency."""
-    from hat_export.dataset import read_karpathy
+    from hat_export.dataset_reading import read_dataset
     from hat_export.environment import environment
     from hat_export.partial import scratch_folder
     from hat_export.search import CANDIDATES, candidate_source
@@ -59,7 +58,7 @@ def search(
     for kind in kinds:
         candidate_source(kind)
     names = (calibration_split, split)
-    datasets = [read_karpathy(data, name, images or ()).limit(limit) for name in names]
+    datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     with (

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
+from hat_export.cli.options import Engine
 from hat_export.errors import HatError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hat_export.ray_workers import RayWorkers
     from hat_export.report import Report, Table
     from hat_export.session import Session
     from hat_export.spec import ModelSpec
@@ -208,6 +210,23 @@ def require_signature(public_key: Path | None, *targets: Path) -> None:
     for target in targets:
         check_signature(target, public_key)
         Bundle.read(target)
+
+
+def ray_workers(
+    engine: Engine, workers: int, threads: int | None, address: str | None
+) -> RayWorkers | None:
+    """The workers that ``--engine ray`` asks for, of one thread each if nothing is said.
+
+    Raises:
+        InputError: if an address is given to another engine.
+    """
+    from hat_export.ray_workers import RayWorkers
+
+    if engine is Engine.ray:
+        return RayWorkers(workers, threads or 1, address)
+    if address is not None:
+        raise InputError("--address is of --engine ray; give both")
+    return None
 
 
 def read_lines(paths: list[Path]) -> list[str]:

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import BackendOption, QuietOption, SignatureOption, ThreadsOption
+from hat_export.cli.options import (
+    AddressOption,
+    BackendOption,
+    Engine,
+    EngineOption,
+    QuietOption,
+    SignatureOption,
+    ThreadsOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from hat_export.indexing import Skipped
 
 #: Skipped images that are named on standard error; all are in the file of --skipped.
 SHOWN_SKIPPED = 10
-
-
-class Engine(StrEnum):
-    """Where images are encoded."""
-
-    local = "local"
-    ray = "ray"
 
 
 class Storage(StrEnum):
@@ -63,14 +65,17 @@ def index(
         Path | None,
         typer.Option(help="Write names and reasons of skipped images as JSON lines."),
     ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="Encode in this process, or in workers of a Ray cluster.")
-    ] = Engine.local,
-    workers: Annotated[int, typer.Option(min=1, help="Ray: number of workers.")] = 2,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray: address of a cluster; default: one is started here."),
-    ] = None,
+    skip_known: Annotated[
+        bool,
+        typer.Option(
+            "--skip-known",
+            help="Leave out names that the index has from another source, as after a move, instead "
+            "of refusing them.",
+        ),
+    ] = False,
+    engine: EngineOption = Engine.local,
+    workers: WorkersOption = 2,
+    address: AddressOption = None,
     backend: BackendOption = "onnxruntime",
     threads: ThreadsOption = None,
     quiet: QuietOption = False,
@@ -78,9 +83,9 @@ def index(
 ) -> None:
     """Encode images into an index, or add to one; interrupted, the same command goes on.
 
-    What is in the index already, by its name, is left out. Images that can't be read are reported
-    and skipped. With --engine ray every worker has --threads threads, one if not given, and must
-    see bundle and images under the same paths.
+    What is in the index already, by its name, is left out; if it came from another source, that is
+    an error. Images that can't be read are reported and skipped. With --engine ray every worker has
+    --threads threads, one if not given, and must see bundle and images under the same paths.
     """
     from functools import partial
 
@@ -98,19 +103,20 @@ def index(
         index_images,
         note_origin,
         open_index,
+        refuse_namesakes,
     )
-    from hat_export.ray_indexing import RayWorkers, encode_with_ray
+    from hat_export.ray_indexing import encode_with_ray
 
-    if address is not None and engine is Engine.local:
-        raise InputError("--address is of --engine ray; give both")
-    if captions and engine is Engine.ray:
+    ray = common.ray_workers(engine, workers, threads, address)
+    if captions and ray:
         raise InputError("--captions are encoded in this process; leave --engine ray out")
     if skipped is not None:
         check_writable(skipped)
     common.require_signature(require_signature, bundle)
     progress = common.Progress(quiet)
     texts = common.read_lines(images) if captions else []
-    refs = [] if captions else list(list_images(images))
+    listed = {} if captions else {source: list(list_images([source])) for source in images}
+    refs = [ref for found in listed.values() for ref in found]
     progress.step(f"{len(texts or refs)} {'captions' if captions else 'images'} listed")
     cores = threads or default_threads()
     with open_checked(bundle, backend, cores, verify=True) as session:
@@ -121,14 +127,16 @@ def index(
         with open_index(out, kind, opened, projections, precision) as target:
             if target.file.notice:
                 progress.step(target.file.notice)
+            if isinstance(target, ImageIndex) and not skip_known:
+                for source, found in listed.items():
+                    refuse_namesakes(target, source, found)
             note_origin(target, bundle, images)
             if isinstance(target, CaptionIndex):
                 result = index_captions(session, texts, target, batch, progress.count)
             else:
                 encode = partial(encode_here, session)
-                if engine is Engine.ray:
-                    ray = RayWorkers(bundle, backend, threads or 1, workers, address)
-                    encode = partial(encode_with_ray, ray)
+                if ray:
+                    encode = partial(encode_with_ray, ray, bundle, backend, progress.step)
                 result = index_images(
                     target, projections, refs, encode, batch, commit, progress.count
                 )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
+from hat_export.cli.options import (
+    ImagesOption,
+    QuietOption,
+    ReportOption,
+    SignatureOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from hat_export.bundle import Bundle
@@ -78,10 +84,7 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--images", help="Folder or zip of images; default: beside the JSON."),
-    ] = None,
+    images: ImagesOption = None,
     split: Annotated[
         str, typer.Option(help="Split to calibrate and search on; keep test for the proof.")
     ] = "val",

@@ -14,7 +14,8 @@ from hat_export.session import Session
 
 if TYPE_CHECKING:
     from hat_export.backends.torch_backend import TorchSession
-    from hat_export.parity import ParityOutcome
+    from hat_export.parity import ParityOutcome, Side
+    from hat_export.ray_workers import RayWorkers
     from hat_export.spec import ModelSpec
 
 
@@ -119,6 +120,7 @@ def check_parity(
     threads: int | None = None,
     spec: ModelSpec | None = None,
     vocabulary: Path | str | None = None,
+    ray: RayWorkers | None = None,
 ) -> ParityOutcome:
     """Does a candidate retrieve what a reference retrieves? What ``hat-bench parity`` runs.
 
@@ -143,6 +145,7 @@ def check_parity(
         threads: Default: one per core.
         spec: Architecture, where a checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside a checkpoint.
+        ray: Workers of :mod:`hat_export.ray_workers` that encode and score; None: this process.
 
     Returns:
         The verdict with everything behind it; :func:`hat_export.parity.parity_report` makes the
@@ -152,7 +155,7 @@ def check_parity(
         HatError: if a model, the dataset or the cache can't be used.
     """
     from hat_export.dataset_reading import read_dataset
-    from hat_export.parity import ParitySettings, Side, run_parity
+    from hat_export.parity import ParitySettings, run_parity
     from hat_export.recall.budget import DEFAULT_BUDGET, parse_budget
 
     settings = ParitySettings(
@@ -163,13 +166,34 @@ def check_parity(
         batch=batch,
         attribution=attribution,
         localize=localize,
+        threads=threads,
+        ray=ray,
     )
     dataset = read_dataset(Path(data), split, [Path(path) for path in images])
     first, second = (
-        Side(Path(target), partial(open_target, target, name, threads, spec, vocabulary))
+        parity_side(Path(target), name, spec, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
     return run_parity(first, second, dataset.take(captions).limit(limit), settings)
+
+
+def parity_side(
+    target: Path, backend: str, spec: ModelSpec | None, vocabulary: Path | str | None
+) -> Side:
+    """One side of a comparison, which a worker with another working folder can open too.
+
+    Args:
+        target: Checkpoint or bundle.
+        backend: As for :func:`open_target`.
+        spec: As for :func:`load`.
+        vocabulary: As for :func:`load`.
+    """
+    from hat_export.parity import Side
+
+    if vocabulary is not None:
+        vocabulary = Path(vocabulary).absolute()
+    opened = partial(open_target, target.absolute(), backend, spec=spec, vocabulary=vocabulary)
+    return Side(target, opened)
 
 
 #: Package -> the extra that installs it, where it isn't ``export``.

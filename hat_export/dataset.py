@@ -75,6 +75,10 @@ class ImageStore:
                 last = member.rpartition("/")[2]
                 self._by_last_part.setdefault(last, []).append((archive, member))
 
+    def __reduce__(self) -> tuple[type[ImageStore], tuple[list[Path]]]:
+        """Travels to another process as its paths; opened anew there."""
+        return ImageStore, ([root.absolute() for root in self.roots],)
+
     def read(self, name: str) -> bytes:
         """The content of a picture's file.
 

@@ -28,24 +28,30 @@ def silent(what: str, done: int, total: int) -> None:
     """A progress callback that shows nothing."""
 
 
-def encode_captions(
-    session: Session,
-    captions: Sequence[str],
-    batch: int,
-    progress: Progress = silent,
-    before: int = 0,
-) -> Iterator[tuple[Int64[np.ndarray, " captions"], TextFeatures]]:
-    """Encode captions in batches of like length, so that little padding is computed or stored.
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Captions that are encoded together.
+
+    Attributes:
+        positions: Where they stand among all.
+        ids: Word pieces, padded to the longest of the batch.
+        mask: 1 on real word pieces.
+    """
+
+    positions: Int64[np.ndarray, " captions"]
+    ids: Int64[np.ndarray, "captions words"]
+    mask: Int64[np.ndarray, "captions words"]
+
+
+def caption_batches(
+    session: Session, captions: Sequence[str], batch: int
+) -> Iterator[CaptionBatch]:
+    """Captions in batches of like length, so that little padding is computed or stored.
 
     Args:
-        session: Any backend.
+        session: Whose tokenizer cuts them up.
         captions: Texts.
         batch: Captions at a time.
-        progress: Called after each batch.
-        before: Captions that were encoded in an earlier run, for the progress.
-
-    Yields:
-        Where the captions of a batch stand in the dataset, and their features.
     """
     if not captions:
         return
@@ -55,10 +61,39 @@ def encode_captions(
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         words = int(lengths[chosen].max())
-        features = session.encode_texts(ids[chosen, :words], mask[chosen, :words])
-        reject_nan("captions", features.levels)
-        yield chosen, features
-        progress("captions", before + min(start + batch, len(order)), before + len(order))
+        yield CaptionBatch(chosen, ids[chosen, :words], mask[chosen, :words])
+
+
+def encode_caption_batch(session: Session, batch: CaptionBatch) -> TextFeatures:
+    """Word features of a batch.
+
+    Raises:
+        InputError: if one is NaN or infinite.
+    """
+    features = session.encode_texts(batch.ids, batch.mask)
+    reject_nan("captions", features.levels)
+    return features
+
+
+def encode_captions(
+    session: Session, captions: Sequence[str], batch: int, progress: Progress = silent
+) -> Iterator[tuple[Int64[np.ndarray, " captions"], TextFeatures]]:
+    """Encode captions in the batches of :func:`caption_batches`.
+
+    Args:
+        session: Any backend.
+        captions: Texts.
+        batch: Captions at a time.
+        progress: Called after each batch.
+
+    Yields:
+        Where the captions of a batch stand in the dataset, and their features.
+    """
+    done = 0
+    for some in caption_batches(session, captions, batch):
+        yield some.positions, encode_caption_batch(session, some)
+        done += len(some.positions)
+        progress("captions", done, len(captions))
 
 
 def score_dataset(

@@ -13,7 +13,6 @@ from hat_export.bundle import Bundle
 from hat_export.closing import Closing
 from hat_export.environment import default_threads
 from hat_export.errors import DatasetError, HatError, IndexFileError, InputError
-from hat_export.gallery import Shown, caption_page, image_gallery
 from hat_export.image_sources import ImageReader, list_images
 from hat_export.index import ImageIndex
 from hat_export.index_captions import CaptionIndex
@@ -22,6 +21,7 @@ from hat_export.indexing import Index, model_name, origin_of
 from hat_export.preprocess import open_image
 from hat_export.search import Hits, search
 from hat_export.search_captions import search_captions
+from hat_export.search_page import Shown, caption_page, image_gallery
 from hat_export.session import Session
 
 

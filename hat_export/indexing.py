@@ -159,6 +159,31 @@ def origin_of(index: Index) -> Origin:
     )
 
 
+def refuse_namesakes(index: ImageIndex, source: Path, refs: Sequence[ImageRef]) -> None:
+    """Refuse images that have names of others: they would pass for those that are there.
+
+    A source that the index knows, by :func:`note_origin`, may name what it has: indexing goes on.
+    So may any list, whose names are paths.
+
+    Args:
+        index: Where to.
+        source: A folder or file.
+        refs: Its images.
+
+    Raises:
+        InputError: if the source is new and the index has one of its names already.
+    """
+    if source.suffix == ".txt" or source.absolute() in origin_of(index).sources:
+        return
+    known = set(index.ids)
+    same = [ref.name for ref in refs if ref.name in known]
+    if same:
+        raise InputError(
+            f"{source}: the index has {len(same)} of its {len(refs)} names ({same[0]!r} ...) from "
+            "another source; index a folder above both, or leave those names out with --skip-known"
+        )
+
+
 def encode_refs(session: Session, reader: ImageReader, refs: Sequence[ImageRef]) -> EncodedBatch:
     """Read, preprocess and encode a batch; what can't be read is skipped."""
     return _encode(session, *_prepare(session, reader, refs))

@@ -22,6 +22,8 @@ from hat_export.errors import BackendUnavailableError, InputError, OutputError
 from hat_export.evaluate import Progress, silent
 from hat_export.partial import locked_folder, partial_folder, scratch_folder
 from hat_export.precision import PRECISIONS
+from hat_export.ray_evaluation import OpenSession, encode_with_ray, score_with_ray
+from hat_export.ray_workers import RayWorkers, ray_cluster
 from hat_export.recall import tables
 from hat_export.recall.attribution import Attribution, attribute
 from hat_export.recall.budget import Judgement, Verdict, judge, overall
@@ -29,17 +31,18 @@ from hat_export.recall.changes import ChangedQuery, change_to_json, look_up
 from hat_export.recall.comparison import TIE_MARGIN, Parity, compare
 from hat_export.recall.embeddings import (
     DatasetDigests,
+    Encode,
     EncodedDataset,
+    EncoderKeys,
     encode_dataset,
     encoder_keys,
 )
 from hat_export.recall.gallery import gallery
 from hat_export.recall.scorers import OwnScores, ScorerCheck, check_scorers, own_scores
-from hat_export.recall.scores import LevelScores, Scorer, score_levels
+from hat_export.recall.scores import LevelScores, ScoreBlocks, Scorer, score_here, score_levels
 from hat_export.recall.statistics import Delta, deltas, to_json
 from hat_export.report import Report
 from hat_export.retrieval import fold_mean
-from hat_export.session import Session
 
 if TYPE_CHECKING:
     from hat_export.recall.localize import Localization
@@ -67,7 +70,7 @@ class Side:
     """
 
     target: Path
-    open: Callable[[], Session]
+    open: OpenSession
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class ParitySettings:
         attribution: Whether to name the culprit; None: if a rank changed beyond ties.
         localize: Whether to compare the encoders' graphs layer by layer.
         gallery: Changed queries shown with pictures.
+        threads: Threads of each session and of the scores here; None: one per core.
+        ray: Who encodes and scores instead; None: this process.
     """
 
     budget: Mapping[str, float]
@@ -94,6 +99,8 @@ class ParitySettings:
     attribution: bool | None = None
     localize: bool = False
     gallery: int = 20
+    threads: int | None = None
+    ray: RayWorkers | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,8 @@ def run_parity(
 
     with ExitStack() as stack:
         folder = _cache_folder(settings.cache, stack, step)
+        if settings.ray is not None:
+            stack.enter_context(ray_cluster(settings.ray))
         run = _Run(dataset, settings, folder, meter, watched, step)
         sides = [run.encode(side, stack) for side in (reference, candidate)]
         scores = (
@@ -279,19 +288,22 @@ class _Run:
     def encode(self, side: Side, stack: ExitStack) -> _Encoded:
         """Encode with one side; only one session is open at a time."""
         self._step(f"opening {side.target}")
-        with self._meter.part(f"encoding with {side.target.name}"), side.open() as session:
+        opened = side.open(threads=self._settings.threads)
+        with self._meter.part(f"encoding with {side.target.name}"), opened as session:
             self._threads = session.threads
+            keys = encoder_keys(side.target, session)
             name = f"{side.target.name} ({session.backend})"
             self._step(f"encoding with {name}")
             found = stack.enter_context(
                 encode_dataset(
                     session,
-                    encoder_keys(side.target, session),
+                    keys,
                     self._dataset,
                     self._digests,
                     self._folder,
                     self._settings.batch,
                     self._progress,
+                    self._encode_with(side, keys),
                 )
             )
             for line in found.discarded:
@@ -325,10 +337,15 @@ class _Run:
 
         self._step("comparing layer by layer")
         with self._meter.part("localization"):
-            with candidate.open() as session:
+            threads = self._settings.threads
+            with candidate.open(threads=threads) as session:
                 probe = make_probe(session, self._dataset)
             return localize_between(
-                reference.target, reference.open, candidate.target, probe, self._progress
+                reference.target,
+                partial(reference.open, threads=threads),
+                candidate.target,
+                probe,
+                self._progress,
             )
 
     def facts(self, sides: Sequence[EncodedDataset]) -> dict[str, Any]:
@@ -348,9 +365,22 @@ class _Run:
     def _score(
         self, images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
     ) -> LevelScores:
+        score: ScoreBlocks = score_here
+        parts = 1
+        if (ray := self._settings.ray) is not None:
+            # Twice as many as workers, so that none waits long for the last.
+            score, parts = partial(score_with_ray, ray, self._step), 2 * ray.workers
         return score_levels(
-            images, texts, scorer, self._folder, self._threads, self._progress, what
+            images, texts, scorer, self._folder, self._threads, self._progress, what, score, parts
         )
+
+    def _encode_with(self, side: Side, keys: EncoderKeys) -> Encode | None:
+        """Who encodes, if not this process."""
+        ray, store = self._settings.ray, self._dataset.store
+        if ray is None:
+            return None
+        target = side.target.absolute()
+        return partial(encode_with_ray, ray, target, side.open, keys, store, self._step)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ class Picture:
     media_type: str
     name: str
 
+    @property
+    def data_url(self) -> str:
+        """The picture as an address that holds it."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode()}"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -320,8 +325,7 @@ def _html_item(item: Item) -> str:
     kinds = ("right" if item.right else "", "" if item.picture else "text")
     picture = ""
     if item.picture:
-        content = base64.b64encode(item.picture.content).decode()
-        source = html.escape(f"data:{item.picture.media_type};base64,{content}")
+        source = html.escape(item.picture.data_url)
         name = html.escape(item.picture.name)
         picture = f'<img src="{source}" alt="{name}">'
     mark = "<b>\u2713 right</b> " if item.right else ""

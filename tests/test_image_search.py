@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from hat_export.api import open_bundle
 from hat_export.cli.export import app
 from hat_export.errors import HatError, IndexFileError, InputError
-from hat_export.gallery import Shown, image_gallery
 from hat_export.image_search import found_captions, found_images, open_search
 from hat_export.index import ReducedImages
 from hat_export.index_captions import CaptionIndex
 from hat_export.search_captions import search_captions
+from hat_export.search_page import Shown, image_gallery
 from picture_samples import pictures, write_folder, write_zip
 
 TEXTS = ["a dog", "a cat on a mat", "two people in a boat", "a red balloon", "the moon at night"]
@@ -111,7 +111,7 @@ def test_the_page_shows_every_picture_and_escapes_names(indexes: Path, tmp_path:
     parsed = _Page(page.read_text())
     shown = [attributes for tag, attributes in parsed.tags if tag == "img"]
     assert len(shown) == 5
-    assert all(str(one["src"]).startswith("data:image/jpeg;base64,") for one in shown)
+    assert all(str(one["src"]).startswith("data:image/webp;base64,") for one in shown)
     assert all(str(one["alt"]).startswith("<b>&") for one in shown)
     assert not {tag for tag, _ in parsed.tags} & {"b", "i", "script", "link"}
     assert "a <i>dog</i>" in parsed.text
@@ -129,7 +129,7 @@ def test_pictures_that_moved_are_named_or_found_elsewhere(
     run(out, "a dog", "--html", page)
     assert page.read_text().count("not where it was indexed") == 3
     run(out, "a dog", "--html", page, "--images", moved)
-    assert page.read_text().count("data:image/jpeg") == 3
+    assert page.read_text().count("data:image/webp") == 3
 
 
 def test_an_image_finds_captions(indexes: Path, tmp_path: Path) -> None:
@@ -168,4 +168,4 @@ def test_wrong_questions_are_answered_with_a_remedy(
 def test_a_page_shows_transparent_and_odd_pictures() -> None:
     odd = [Image.new("LA", (1, 900), 0), Image.new("P", (900, 1)), Image.new("RGBA", (2, 2))]
     page = image_gallery("q", "f", [Shown(str(n), 0.0, picture) for n, picture in enumerate(odd)])
-    assert page.count("data:image/jpeg") == 3
+    assert page.count("data:image/webp") == 3

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from hat_export.api import open_bundle
@@ -337,6 +338,28 @@ def test_the_commands_from_images_to_an_emptier_index(tiny_bundle: Path, tmp_pat
         assert isinstance(run.invoke(app, arguments).exception, HatError)
     arguments = ["index", str(tiny_bundle), str(folder), str(out), "--address", "auto"]
     assert isinstance(run.invoke(app, arguments).exception, InputError)
+
+
+def test_names_of_another_source_are_refused_not_taken_for_those_that_are_there(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    made = pictures(5)
+    first = write_folder(tmp_path / "first", dict([*made.items()][:3]))
+    second = write_folder(tmp_path / "second", dict([*made.items()][2:]))
+    out = tmp_path / "i.hatidx"
+    run = CliRunner()
+
+    def index(*arguments: object) -> Result:
+        return run.invoke(app, ["index", str(tiny_bundle), *map(str, arguments), str(out), "-q"])
+
+    assert index(first).exit_code == 0
+    before = out.read_bytes()
+    refused = index(second)
+    assert isinstance(refused.exception, InputError)
+    assert "has 1 of its 3 names ('0002.png' ...) from another source" in str(refused.exception)
+    assert out.read_bytes() == before
+    assert "2 added, 1 were there" in index(second, "--skip-known").output
+    assert "0 added, 3 were there" in index(second).output  # its name is known by now
 
 
 def test_refs_travel(tmp_path: Path) -> None:

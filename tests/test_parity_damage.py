@@ -86,10 +86,12 @@ def dataset() -> CaptionDataset:
 def against_the_checkpoint(
     bundle: Path, dataset: CaptionDataset, cache: Path, localize: bool = True
 ) -> ParityOutcome:
-    settings = ParitySettings(parse_budget(DEFAULT_BUDGET), cache=cache, localize=localize)
+    settings = ParitySettings(
+        parse_budget(DEFAULT_BUDGET), cache=cache, localize=localize, threads=2
+    )
     sides = (
-        Side(MODEL, lambda: hat_export.load(MODEL, threads=2)),
-        Side(bundle, lambda: hat_export.open_bundle(bundle, threads=2)),
+        Side(MODEL, functools.partial(hat_export.load, MODEL)),
+        Side(bundle, functools.partial(hat_export.open_bundle, bundle)),
     )
     return run_parity(*sides, dataset, settings)
 

@@ -15,6 +15,7 @@ import pytest
 from hat_export.index import ImageIndex
 from hat_export.index_file import IndexRecoveryWarning
 from picture_samples import pictures, write_zip
+from ray_nodes import workers_of
 
 pytest.importorskip("ray", reason="ray isn't installed; it comes with the extra [ray]")
 
@@ -39,25 +40,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of the Ray actors below a process."""
-    found, waiting = [], [process.pid]
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue
-        pid, parent = int(stat.parent.name), int(rest.split()[1])
-        parents.setdefault(parent, []).append(pid)
-        if name.startswith("ray::MapWorker") or "_Worker" in name:
-            found.append(pid)
-    below = []
-    while waiting:
-        below += (waiting := [c for parent in waiting for c in parents.get(parent, [])])
-    return [pid for pid in found if pid in below]
-
-
 def test_one_worker_or_two_with_one_killed_make_the_index_of_no_ray(
     tiny_bundle: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +49,7 @@ def test_one_worker_or_two_with_one_killed_make_the_index_of_no_ray(
     deadline = time.monotonic() + 120
     while killed is None and process.poll() is None:
         assert time.monotonic() < deadline
-        workers = workers_of(process) if hurt.exists() and length_of(hurt) > 0 else []
+        workers = workers_of(process.pid) if hurt.exists() and length_of(hurt) > 0 else []
         if workers:
             killed = workers[0]
             os.kill(killed, signal.SIGKILL)

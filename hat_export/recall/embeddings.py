@@ -5,7 +5,8 @@ weights, its backend and the versions that compute. Files are the compact index'
 (:mod:`hat_export.index_file`): whatever was appended before an interruption is there afterwards,
 with checksums. Stage outputs at levels 1 and 2 are kept instead of features, as the native kernel
 takes them; words keep their full width, so that images of one model can be scored with captions of
-another.
+another. Encoding is apart from writing: whoever encodes gives features batch by batch, in order,
+and one process writes.
 """
 
 from __future__ import annotations
@@ -14,21 +15,31 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.bundle import Manifest, is_bundle, read_manifest
 from hat_export.closing import Closing
-from hat_export.dataset import CaptionDataset
+from hat_export.dataset import CaptionDataset, PictureStore, decode
 from hat_export.environment import machine, package_versions
-from hat_export.errors import IndexFileError, OutputError
-from hat_export.evaluate import Progress, encode_captions, reject_nan, silent
-from hat_export.index import ImageIndex
+from hat_export.errors import DatasetError, IndexFileError, OutputError
+from hat_export.evaluate import (
+    CaptionBatch,
+    Progress,
+    caption_batches,
+    encode_caption_batch,
+    reject_nan,
+    silent,
+)
+from hat_export.features import TextFeatures
+from hat_export.index import ImageIndex, ReducedImages
 from hat_export.index_captions import CaptionIndex
 from hat_export.index_file import IndexRecoveryWarning, RecordFile
 from hat_export.index_projection import Projections, stored_widths
@@ -78,6 +89,54 @@ class DatasetDigests:
             found.append(hashlib.sha256(dataset.store.read(entry.name)).hexdigest())
             progress("images hashed", number, len(dataset.entries))
         return cls(tuple(found))
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures that are encoded together.
+
+    Attributes:
+        names: Names in the dataset's store.
+        digests: SHA-256 of each picture's file.
+    """
+
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+
+
+Batch = PictureBatch | CaptionBatch
+Features = ReducedImages | TextFeatures
+
+#: Encodes batches; gives the features of each, in order.
+Encode = Callable[[Iterable[Batch]], Iterator[Features]]
+
+
+def encode_batch(session: Session, store: PictureStore, batch: Batch) -> Features:
+    """Encode pictures or captions.
+
+    Args:
+        session: Any backend.
+        store: Of the pictures.
+        batch: What to encode.
+
+    Raises:
+        InputError: if a feature is NaN or infinite.
+        DatasetError: if a picture can't be read, or isn't the one that was hashed.
+    """
+    if isinstance(batch, CaptionBatch):
+        return encode_caption_batch(session, batch)
+    pictures = []
+    for name, digest in zip(batch.names, batch.digests, strict=True):
+        content = store.read(name)
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise DatasetError(
+                f"{name}: another picture than when the command began, or than on the machine "
+                "where it began; start again with unchanged pictures, the same everywhere"
+            )
+        pictures.append(decode(content, name))
+    reduced = session.reduce_images(pictures)
+    reject_nan("images", reduced.levels)
+    return reduced
 
 
 def encoder_keys(target: Path, session: Session) -> EncoderKeys:
@@ -148,6 +207,13 @@ class EncodedDataset(Closing):
         """Words of some captions at full width, per level."""
         return self.texts.take(self.text_rows[start:stop].tolist()).levels
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as the paths of its files; opened anew there."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name in ("images", "texts"):
+            fields[name] = fields[name].file.path.absolute()
+        return _reopened, (fields,)
+
     def close(self) -> None:
         """Release the files."""
         self.images.close()
@@ -162,6 +228,7 @@ def encode_dataset(
     folder: Path,
     batch: int = 50,
     progress: Progress = silent,
+    encode: Encode | None = None,
 ) -> EncodedDataset:
     """Encode what isn't in the cache yet.
 
@@ -173,6 +240,7 @@ def encode_dataset(
         folder: The cache.
         batch: Images at a time, and captions at a time; at most so many are lost by a kill.
         progress: Called after each batch.
+        encode: Who encodes, by the same model; None: the session.
 
     Returns:
         The features, in files.
@@ -205,12 +273,26 @@ def encode_dataset(
     missing_texts = _first_of_each(text_ids, texts.ids)
     _check_room(folder, spec, len(missing), len(missing_texts))
     reused = (len(set(digests.images)) - len(missing), len(set(text_ids)) - len(missing_texts))
-    _encode_images(session, dataset, digests, missing, images, batch, progress)
     captions = dataset.captions
-    some = [captions[position] for position in missing_texts]
-    for chosen, features in encode_captions(session, some, batch, progress, reused[1]):
-        names = [text_ids[missing_texts[position]] for position in chosen]
-        texts.append(names, features, None)
+    batches: list[Batch] = list(_picture_batches(dataset, digests, missing, batch))
+    batches += caption_batches(session, [captions[n] for n in missing_texts], batch)
+    features = (encode or partial(_encode_here, session, dataset.store))(batches)
+    done, total = reused[0], reused[0] + len(missing)
+    if missing:
+        progress("images encoded", done, total)
+    done_texts, total_texts = reused[1], reused[1] + len(missing_texts)
+    for some, found in zip(batches, features, strict=True):
+        if isinstance(some, PictureBatch):
+            assert isinstance(found, ReducedImages)
+            images.append(some.digests, found, session.projections)
+            done += len(some.digests)
+            progress("images encoded", done, total)
+        else:
+            assert isinstance(found, TextFeatures)
+            names = [text_ids[missing_texts[position]] for position in some.positions]
+            texts.append(names, found, None)
+            done_texts += len(names)
+            progress("captions", done_texts, total_texts)
     rows = []
     for ids, index in ((digests.images, images), (text_ids, texts)):
         place = {name: row for row, name in enumerate(index.ids)}
@@ -246,26 +328,43 @@ def _discard_if_damaged(path: Path) -> str | None:
     return None
 
 
-def _encode_images(
-    session: Session,
-    dataset: CaptionDataset,
-    digests: DatasetDigests,
-    missing: Sequence[int],
-    images: ImageIndex,
-    batch: int,
-    progress: Progress,
-) -> None:
-    done = len(set(digests.images)) - len(missing)
-    total = done + len(missing)
-    if missing:
-        progress("images encoded", done, total)
+def _picture_batches(
+    dataset: CaptionDataset, digests: DatasetDigests, missing: Sequence[int], batch: int
+) -> Iterator[PictureBatch]:
     for start in range(0, len(missing), batch):
         some = missing[start : start + batch]
-        pictures = [dataset.store.open(dataset.entries[position].name) for position in some]
-        reduced = session.reduce_images(pictures)
-        reject_nan("images", reduced.levels)
-        images.append([digests.images[position] for position in some], reduced, session.projections)
-        progress("images encoded", done + start + len(some), total)
+        yield PictureBatch(
+            tuple(dataset.entries[position].name for position in some),
+            tuple(digests.images[position] for position in some),
+        )
+
+
+def _encode_here(
+    session: Session, store: PictureStore, batches: Iterable[Batch]
+) -> Iterator[Features]:
+    for batch in batches:
+        yield encode_batch(session, store, batch)
+
+
+def _reopened(fields: dict[str, Any]) -> EncodedDataset:
+    """Encoded features in another process.
+
+    Raises:
+        IndexFileError: if the files aren't there, or are other ones.
+    """
+    opened: dict[str, ImageIndex | CaptionIndex] = {}
+    kinds: dict[str, type[ImageIndex] | type[CaptionIndex]] = {
+        "images": ImageIndex,
+        "texts": CaptionIndex,
+    }
+    for name, kind in kinds.items():
+        path = fields[name]
+        if not path.exists():
+            raise IndexFileError(
+                f"{path}: not here; name a folder that all machines share with --cache"
+            )
+        opened[name] = kind.open(path)
+    return EncodedDataset(**{**fields, **opened})
 
 
 def _caption_ids(session: Session, dataset: CaptionDataset) -> tuple[str, ...]:

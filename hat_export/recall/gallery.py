@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-
-from PIL import Image
 
 from hat_export.dataset import CaptionDataset
 from hat_export.recall.changes import Answer, ChangedQuery, answer_text, query_text
 from hat_export.report import Card, Gallery, Item, Picture
+from hat_export.thumbnail import thumbnail
 
 #: Longer side of a thumbnail in pixels; shown at half of that, sharp on dense screens.
 SIDE = 192
@@ -60,10 +58,4 @@ def _answer(item: ChangedQuery, answer: Answer, dataset: CaptionDataset) -> Item
 
 def _thumbnail(dataset: CaptionDataset, image: int) -> Picture:
     name = dataset.entries[image].name
-    picture = dataset.store.open(name)
-    has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-    picture = picture.convert("RGBA" if has_alpha else "RGB")
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    picture.save(content, "WEBP", quality=80)
-    return Picture(content.getvalue(), "image/webp", name)
+    return thumbnail(dataset.store.open(name), name, SIDE)

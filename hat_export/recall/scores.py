@@ -3,6 +3,7 @@
 Captions are taken block by block, images block by block within; memory holds one block of each,
 whatever the dataset's size. A finished block of captions is on the disk before the next begins, so
 that an interrupted run goes on there. Images of one model may be scored with captions of another.
+Scoring is apart from writing: whoever scores gives blocks in order, and one process writes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tokenize import TokenError
 
@@ -73,6 +74,103 @@ class LevelScores:
     total: Scores
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some images with some captions.
+
+    Attributes:
+        images: First image and the one behind the last.
+        captions: First caption and the one behind the last.
+    """
+
+    images: tuple[int, int]
+    captions: tuple[int, int]
+
+
+#: Level 1, 2 and 3.
+Levels = tuple[Scores, Scores, Scores]
+
+
+@dataclass(frozen=True)
+class BlockScorer:
+    """Scores blocks; captions stay prepared from one block to the next.
+
+    Attributes:
+        images: Whose images.
+        texts: Whose captions.
+        scorer: Whose constants.
+        threads: Threads of the kernel.
+    """
+
+    images: EncodedDataset
+    texts: EncodedDataset
+    scorer: Scorer
+    threads: int
+    _prepared: dict[tuple[int, int], list[LevelCaptions]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __call__(self, block: Block) -> Levels:
+        """Scores of a block by the native kernel, per level."""
+        prepared = self._captions(block.captions)
+        folds = self.images.projections.levels
+        found = {}
+        for level in LEVEL_ORDER:
+            regions, norms = self.images.image_level(level, *block.images)
+            fold = folds[level - 1]
+            if fold is not None and not self._reduced:
+                regions = fold.apply(regions)
+            found[level] = alignment_cpu.score(
+                regions,
+                norms,
+                prepared[level - 1],
+                self.scorer.softmax_lambda,
+                self.scorer.direction,
+                self.threads,
+            )
+        return found[1], found[2], found[3]
+
+    @property
+    def _reduced(self) -> bool:
+        """Words of t2i attend to full-width regions."""
+        return self.scorer.direction == "i2t"
+
+    def _captions(self, block: tuple[int, int]) -> list[LevelCaptions]:
+        if block not in self._prepared:
+            self._prepared.clear()
+            levels = zip(
+                self.texts.caption_levels(*block), self.images.projections.levels, strict=True
+            )
+            self._prepared[block] = [
+                _folded(captions, fold) if self._reduced else captions for captions, fold in levels
+            ]
+        return self._prepared[block]
+
+
+#: Scores blocks with a scorer; gives the levels of each, in order.
+ScoreBlocks = Callable[[BlockScorer, Iterable[Block]], Iterator[Levels]]
+
+
+def score_here(scorer: BlockScorer, blocks: Iterable[Block]) -> Iterator[Levels]:
+    """Score in this process."""
+    return map(scorer, blocks)
+
+
+def _blocks(
+    images: ModelSpec, texts: ModelSpec, count: int, captions: range, parts: int
+) -> Iterator[Block]:
+    """All images for some captions, then for the next."""
+    width = max(1, CAPTION_BLOCK // (texts.max_words * LEVELS * 4 * texts.dim))
+    height = max(
+        1, IMAGE_BLOCK // sum(4 * regions * images.dim for regions in images.level_regions)
+    )
+    height = min(height, -(-count // parts))
+    for start in range(captions.start, captions.stop, width):
+        stop = min(start + width, captions.stop)
+        for first in range(0, count, height):
+            yield Block((first, min(first + height, count)), (start, stop))
+
+
 def score_levels(
     images: EncodedDataset,
     texts: EncodedDataset,
@@ -81,6 +179,8 @@ def score_levels(
     threads: int,
     progress: Progress = silent,
     what: str = "captions scored",
+    score: ScoreBlocks = score_here,
+    parts: int = 1,
 ) -> LevelScores:
     """Score the images of one model with the captions of one, of the same or of another.
 
@@ -92,6 +192,8 @@ def score_levels(
         threads: Threads of the kernel.
         progress: Called after each block, in captions.
         what: What to call this in the progress.
+        score: Who scores.
+        parts: Into how many blocks at least the images are cut, so that there is work for several.
 
     Returns:
         Scores by the native kernel, memory-mapped.
@@ -112,66 +214,29 @@ def score_levels(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     work = folder / f"scores-{name}"
     names = [*(f"level{n}.npy" for n in range(1, LEVELS + 1)), "total.npy"]
-    blocks = _blocks(work)
-    found = _open_matrices(work, names, (count, captions)) if blocks else None
-    matrices = found or [new_matrix(work / file, (count, captions)) for file in names]
-    blocks = _intact(blocks, matrices) if found else []
+    finished = _finished(work)
+    kept = _open_matrices(work, names, (count, captions)) if finished else None
+    matrices = kept or [new_matrix(work / file, (count, captions)) for file in names]
+    finished = _intact(finished, matrices) if kept else []
     *levels, total = matrices
-    done = blocks[-1].stop if blocks else 0
-    longest = texts.spec.max_words * LEVELS * 4 * texts.spec.dim
-    block = max(1, CAPTION_BLOCK // longest)
+    done = finished[-1].stop if finished else 0
     if done < captions:
         progress(what, done, captions)
-    for start in range(done, captions, block):
-        stop = min(start + block, captions)
-        _score_block(images, texts, scorer, threads, levels, start, stop, progress, what)
-        for first, rows in row_blocks(levels[0][:, start:stop]):
-            part = slice(first, first + len(rows))
-            total[part, start:stop] = _summed([level[part, start:stop] for level in levels])
-        for matrix in matrices:
-            matrix.flush()
-        blocks.append(_Block(stop, _checksums(matrices, start, stop)))
-        write_text(work / STATE, json.dumps([asdict(one) for one in blocks]))
+    blocks = list(_blocks(images.spec, texts.spec, count, range(done, captions), parts))
+    for block, found in zip(
+        blocks, score(BlockScorer(images, texts, scorer, threads), blocks), strict=True
+    ):
+        (first, last), (start, stop) = block.images, block.captions
+        for matrix, scores in zip(matrices, (*found, _summed(found)), strict=True):
+            matrix[first:last, start:stop] = scores
+        progress(what, start + (stop - start) * last // count, captions)
+        if last == count:
+            for matrix in matrices:
+                matrix.flush()
+            finished.append(_Finished(stop, _checksums(matrices, start, stop)))
+            write_text(work / STATE, json.dumps([asdict(one) for one in finished]))
     first_level, second, third = levels
     return LevelScores((first_level, second, third), total)
-
-
-def _score_block(
-    images: EncodedDataset,
-    texts: EncodedDataset,
-    scorer: Scorer,
-    threads: int,
-    levels: Sequence[np.memmap],
-    start: int,
-    stop: int,
-    progress: Progress,
-    what: str,
-) -> None:
-    folds = images.projections.levels
-    reduced = scorer.direction == "i2t"  # words of t2i attend to full-width regions
-    prepared = [
-        _folded(captions, fold) if reduced else captions
-        for captions, fold in zip(texts.caption_levels(start, stop), folds, strict=True)
-    ]
-    count, total = len(images.image_rows), len(texts.text_rows)
-    size = sum(4 * regions * images.spec.dim for regions in images.spec.level_regions)
-    block = max(1, IMAGE_BLOCK // size)
-    for first in range(0, count, block):
-        last = min(first + block, count)
-        for level in LEVEL_ORDER:
-            regions, norms = images.image_level(level, first, last)
-            fold = folds[level - 1]
-            if fold is not None and not reduced:
-                regions = fold.apply(regions)
-            levels[level - 1][first:last, start:stop] = alignment_cpu.score(
-                regions,
-                norms,
-                prepared[level - 1],
-                scorer.softmax_lambda,
-                scorer.direction,
-                threads,
-            )
-        progress(what, start + (stop - start) * last // count, total)
 
 
 def check_fit(images: ModelSpec, texts: ModelSpec) -> None:
@@ -247,8 +312,8 @@ def new_matrix(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Captions that are scored.
+class _Finished:
+    """A block of captions that is scored.
 
     Attributes:
         stop: The caption behind the last.
@@ -259,16 +324,16 @@ class _Block:
     crc32: tuple[int, ...]
 
 
-def _blocks(work: Path) -> list[_Block]:
+def _finished(work: Path) -> list[_Finished]:
     """Blocks that an earlier run has finished, as far as its state is readable."""
     try:
         found = json.loads((work / STATE).read_text(encoding="utf-8"))
-        return [_Block(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
+        return [_Finished(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return []
 
 
-def _intact(blocks: Sequence[_Block], matrices: Sequence[np.memmap]) -> list[_Block]:
+def _intact(blocks: Sequence[_Finished], matrices: Sequence[np.memmap]) -> list[_Finished]:
     """The blocks before the first that isn't as it was written: the others are scored again."""
     start, good = 0, []
     for block in blocks:

@@ -144,7 +144,7 @@ def _check(bundle: Bundle, options: ServingOptions) -> None:
 def _schema() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter without its extra "grpc"
         raise BackendUnavailableError(
             f"a model repository needs tritonclient ({error}); install it with: "
             "pip install 'hat-export[serve]'"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+from hat_export.thumbnail import thumbnail
 
 #: Longest side of a picture in the page, in pixels.
 THUMBNAIL = 320
@@ -34,7 +34,8 @@ ol.wide li{border-width:0 0 1px;border-radius:0;background:none;display:flex}
 .text{padding:.5rem .7rem;overflow-wrap:anywhere}
 .rank{font-weight:600}.score{float:right;color:var(--quiet);font-variant-numeric:tabular-nums}
 ol.wide .text{flex:1}ol.wide .score{float:none;padding:.5rem .7rem}
-.query{max-width:20rem;border:1px solid var(--line);border-radius:.5rem;margin:0 0 1.5rem}
+.query{max-width:20rem;border:1px solid var(--line);border-radius:.5rem;margin:0 0 1.5rem;
+background:#fff}
 @media (max-width:30rem){body{margin:1rem auto}ol{gap:.6rem;
 grid-template-columns:repeat(2,minmax(0,1fr))}}
 """
@@ -67,7 +68,7 @@ def image_gallery(query: str, facts: str, results: Sequence[Shown]) -> str:
         else:
             alternative = html.escape(result.name)
             picture = (
-                f'<div class="picture"><img src="{_data_url(result.picture)}" '
+                f'<div class="picture"><img src="{_source(result.picture, result.name)}" '
                 f'alt="{alternative}"></div>'
             )
         items.append(
@@ -84,7 +85,7 @@ def caption_page(name: str, picture: Image.Image, facts: str, results: Sequence[
         f'<span class="score">{result.score:.4f}</span></li>'
         for rank, result in enumerate(results, start=1)
     )
-    shown = f'<img class="query" src="{_data_url(picture)}" alt="{html.escape(name)}">'
+    shown = f'<img class="query" src="{_source(picture, name)}" alt="{html.escape(name)}">'
     return _page(name, facts, shown, f'<ol class="wide">{items}</ol>')
 
 
@@ -93,15 +94,8 @@ def _path(name: str) -> str:
     return html.escape(name).replace("/", "/<wbr>")
 
 
-def _data_url(picture: Image.Image) -> str:
-    """A small copy of a picture, encoded anew: nothing of the original file gets into the page."""
-    small = picture.convert("RGBA")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    page = Image.new("RGB", small.size, "white")
-    page.paste(small, mask=small.getchannel("A"))
-    file = io.BytesIO()
-    page.save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+def _source(picture: Image.Image, name: str) -> str:
+    return html.escape(thumbnail(picture, name, THUMBNAIL).data_url)
 
 
 def _page(title: str, facts: str, before: str, body: str) -> str:
