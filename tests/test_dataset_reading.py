@@ -175,7 +175,11 @@ def test_parquet(hugging_face, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     rows.to_parquet(folder / "test-00000-of-00001.parquet")
     rows.select([1]).to_parquet(folder / "val-00000-of-00001.parquet")
-    check(read_dataset(tmp_path / "set", "test"), NAMES, 2)
+    check(read_dataset(tmp_path, "test"), NAMES, 2)
+    # The rows name files; those of a stranger could name any.
+    outside = read_dataset(tmp_path / "set", "test")
+    with pytest.raises(DatasetError, match="a picture outside of"):
+        next(outside.images())
 
 
 def test_imagefolder(hugging_face, pictures: Path) -> None:
