@@ -199,7 +199,8 @@ class Place:
 
     def strays(self, *folders: Path) -> list[Path]:
         """Hidden and temporary files that no run owns any more."""
-        found = list(self.temporary.iterdir())
+        # A library that the commands load keeps one small file of this name for all of its runs.
+        found = [path for path in self.temporary.iterdir() if path.name != ".ses"]
         for folder in folders:
             if folder.is_dir():
                 found += [path for path in folder.iterdir() if path.name.startswith(".")]
