@@ -32,8 +32,8 @@ def kills(rows: Rows) -> str:
     corrupted = sum(len(row["corrupted"]) for row in rows)
     return (
         f"{total} kills, {corrupted} corrupted results.\n\n{table(columns, shown)}\n\n"
-        "Runs that ended before their kill are looked at, but not counted as kills. A part is a whole "
-        "number of committed images, from which the next run went on."
+        "Runs that ended before their kill are looked at, but not counted as kills. A part is a "
+        "whole number of committed images, from which the next run went on."
     )
 
 
