@@ -114,8 +114,10 @@ class Run:
         code = 1
         try:
             os.setsid()
+            # One description for both, so that neither writes over the other.
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
             for number in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
+                os.dup2(output, number)
             os.environ.clear()
             os.environ.update(environment)
             tempfile.tempdir = None
@@ -199,7 +201,8 @@ class Place:
 
     def strays(self, *folders: Path) -> list[Path]:
         """Hidden and temporary files that no run owns any more."""
-        found = list(self.temporary.iterdir())
+        # A library that the commands load keeps one small file of this name for all of its runs.
+        found = [path for path in self.temporary.iterdir() if path.name != ".ses"]
         for folder in folders:
             if folder.is_dir():
                 found += [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -350,7 +350,7 @@ def _checksums(matrices: Sequence[np.memmap], start: int, stop: int) -> tuple[in
     for matrix in matrices:
         crc = 0
         for _, rows in row_blocks(matrix[:, start:stop]):
-            crc = zlib.crc32(np.ascontiguousarray(rows), crc)
+            crc = zlib.crc32(np.ascontiguousarray(rows).data, crc)
         found.append(crc)
     return tuple(found)
 
