@@ -15,6 +15,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from hat_export.bundle import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Bundle
 from hat_export.errors import BackendUnavailableError, InputError, OutputError, SignatureError
@@ -216,7 +217,7 @@ def _decoded(line: str, path: Path) -> bytes:
         raise InputError(f"{path}: not a key or signature of minisign's format") from None
 
 
-def _ed25519():  # type: ignore[no-untyped-def]
+def _ed25519() -> ModuleType:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:

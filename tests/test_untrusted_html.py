@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from hat_export.bundle import Bundle
-from hat_export.gallery import Shown, caption_page, image_gallery
 from hat_export.inspection import bundle_report
 from hat_export.latency.compare import compare_runs, comparison_report
 from hat_export.latency.merge import merged_report
@@ -19,6 +18,7 @@ from hat_export.latency.report import latency_report
 from hat_export.profiling.report import Profile, profile_report
 from hat_export.profiling.trace import Event, Trace
 from hat_export.report import Card, Gallery, Item, Picture, Report, Table, write_report
+from hat_export.search_page import Shown, caption_page, image_gallery
 from latency_samples import made_up_case, made_up_run
 
 HOSTILE = (

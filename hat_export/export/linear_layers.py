@@ -103,9 +103,9 @@ def fuse_linear(model: onnx.ModelProto, int8: bool = False) -> tuple[onnx.ModelP
             last.output,
             name=_renamed(node.name, node.op_type, kind),
             domain=HAT_EXPORT,
-            gelu=int(last.op_type in ("BiasGelu", "Gelu")),
-            **options,
         )
+        options["gelu"] = int(last.op_type in ("BiasGelu", "Gelu"))
+        fused.attribute.extend(helper.make_attribute(*option) for option in options.items())
         nodes.append(fused)
     return _rebuilt(model, nodes, weights), count
 

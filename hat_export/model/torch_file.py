@@ -215,15 +215,15 @@ def _denied(module: str, name: str) -> bool:
     return walks or any(part in DENIED_NAMES for part in parts)
 
 
-Opcode = Callable[["RestrictedUnpickler"], None]
+Opcode = Callable[[Any], None]
 
 
-def _refuse_opcode(unpickler: RestrictedUnpickler) -> None:
+def _refuse_opcode(unpickler: Any) -> None:
     raise pickle.UnpicklingError("an opcode that torch.save never writes")
 
 
 def _depth_checked(load: Opcode) -> Opcode:
-    def checked(unpickler: RestrictedUnpickler) -> None:
+    def checked(unpickler: Any) -> None:
         load(unpickler)
         unpickler.check_depth()
 
@@ -293,6 +293,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         return self._placeholders.setdefault(
             (module, name), type("Placeholder", (Placeholder,), {"__doc__": f"{module}.{name}"})
         )
+
+    stack: list[Any]  # of the class in pickle, which declares nothing
 
     def check_depth(self) -> None:
         """Refuse tuples in tuples in tuples: hashing a deep one overflows the machine's stack."""
