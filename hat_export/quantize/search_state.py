@@ -48,7 +48,7 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in identity.items():
             if found[key] != value:
                 raise InputError(
-                    f"{path}: belongs to a search with {key} {found[key]!r:.80}, this one has "
+                    f"{path}: belongs to a search with {key} {found[key]!s:.80}, this one has "
                     f"{value}; name another file"
                 )
         _check(found)
