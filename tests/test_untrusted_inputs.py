@@ -20,7 +20,7 @@ SECONDS = 60
 NAMES = (
     "exploits zip legacy safetensors folder manifest hashes graph parts triton engines "
     "images-index captions-index cache karpathy tables huggingface sources pictures captions plan "
-    "compare merge"
+    "state compare merge"
 ).split()
 
 

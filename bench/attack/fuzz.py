@@ -115,8 +115,19 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     from hat_export.spec import ModelSpec
 
     # Checksums keep a fuzzer out of what lies behind them.
+    class Fits(int):
+        """A checksum that is never another."""
+
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __ne__(self, other: object) -> bool:
+            return False
+
     index_file._is_sealed = lambda block: len(block) == index_file.ALIGNMENT
-    index_file.zlib.crc32 = lambda content, value=0: 0
+    index_file.zlib = types.SimpleNamespace(crc32=lambda content, value=0: Fits(0))
 
     def at(name: str, content: bytes) -> Path:
         path = work / name

@@ -8,6 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import samples
 from doors import Door
@@ -148,8 +149,8 @@ class CacheDoor(Door):
         self.session = open_bundle(self.bundle, threads=1)
         self.dataset = read_dataset(self.data, "test").take(2)
         self.cache = work / "cache"
-        if not self.cache.exists():
-            self._use(self.cache)
+        self.scores: Any = None
+        self._use(self.cache)
 
     def make(self, rng: Random, folder: Path) -> str:
         cache = Path(shutil.copytree(self.cache, folder / "cache"))
@@ -167,6 +168,8 @@ class CacheDoor(Door):
         self._use(folder / "cache")
 
     def _use(self, cache: Path) -> None:
+        import numpy as np
+
         from hat_export.recall.embeddings import DatasetDigests, encode_dataset, encoder_keys
         from hat_export.recall.scores import Scorer, score_levels
 
@@ -175,8 +178,11 @@ class CacheDoor(Door):
         digests = DatasetDigests.read(self.dataset)
         with encode_dataset(self.session, keys, self.dataset, digests, cache) as encoded:
             scorer = Scorer.of(self.session.spec)
-            found = score_levels(encoded, encoded, scorer, cache, 1)
-            assert found.total.shape == (len(self.dataset.entries), len(self.dataset.captions))
+            found = np.array(score_levels(encoded, encoded, scorer, cache, 1).total)
+        if self.scores is None:
+            self.scores = found
+        # What is made of a damaged cache has to be what was there before, to the last bit.
+        assert np.array_equal(found, self.scores)
 
     def command(self, folder: Path) -> list[str]:
         sides = [str(self.bundle), str(self.bundle)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any, ClassVar
 
 import samples
 from doors import Door
@@ -43,6 +44,42 @@ class PlanDoor(Door):
     def command(self, folder: Path) -> list[str]:
         plan = ["--plan", str(folder / "plan.json"), "--no-preflight"]
         return ["hat-export", "quantize", str(self.bundle), str(folder / "out"), *plan]
+
+
+class StateDoor(Door):
+    name = "state of a quantization search"
+    attack = "faults in the JSON"
+    IDENTITY: ClassVar[dict[str, Any]] = {"source": "0" * 64, "images": 64, "keep": ["a"]}
+
+    def prepare(self, work: Path) -> None:
+        from hat_export.quantize.search_state import new_state
+        from hat_export.recall.statistics import RECALLS
+
+        self.bundle, self.data = work / samples.BUNDLE, work / samples.DATA
+        delta = {"reference": 50.0, "candidate": 49.5, "low": -1.0, "high": 0.5, "spread": 0.1}
+        delta |= dict.fromkeys(("lost", "gained", "p_value", "by_ties"))
+        entry = {"name": "a", "plan": json.loads((work / samples.PLAN).read_text())}
+        entry |= {"predicted": 0.1, "measured": 0.1, "bytes": 1000, "seconds": 0.1}
+        entry |= {"deltas": dict.fromkeys((*RECALLS, "rsum"), delta), "verdict": "passed"}
+        measured = {"noise": {"block": {"int8-weights": 0.1}}, "tried": [entry, entry]}
+        self.state = new_state(self.IDENTITY) | measured
+
+    def make(self, rng: Random, folder: Path) -> str:
+        name, content = mutate_json(rng, self.state)
+        (folder / "state.json").write_bytes(content)
+        return name
+
+    def open(self, folder: Path) -> None:
+        from hat_export.quantize.search_state import read_state, restored
+
+        for entry in read_state(folder / "state.json", self.IDENTITY)["tried"]:
+            assert restored(entry["deltas"])["rsum"].candidate - entry["seconds"] < 1e308
+
+    def command(self, folder: Path) -> list[str]:
+        search = ["--max-drop", "rsum=5", "--calibration", str(self.data), "--split", "test"]
+        state = ["--state", str(folder / "state.json"), "--no-preflight"]
+        paths = [str(self.bundle), str(folder / "out")]
+        return ["hat-export", "quantize", *paths, *search, *state]
 
 
 class _ReportDoor(Door):

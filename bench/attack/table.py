@@ -20,7 +20,7 @@ from data_doors import (
 )
 from doors import Door
 from index_doors import CacheDoor, IndexDoor
-from report_doors import CompareDoor, MergeDoor, PlanDoor
+from report_doors import CompareDoor, MergeDoor, PlanDoor, StateDoor
 
 DOORS: dict[str, Door] = {
     "exploits": ExploitDoor(),
@@ -44,6 +44,7 @@ DOORS: dict[str, Door] = {
     "pictures": PictureDoor(),
     "captions": CaptionDoor(),
     "plan": PlanDoor(),
+    "state": StateDoor(),
     "compare": CompareDoor(),
     "merge": MergeDoor(),
 }

@@ -34,14 +34,12 @@ from hat_export.quantize.layers import Layer
 from hat_export.quantize.plan import Plan, table_scheme, uniform_plan
 from hat_export.quantize.preflight import WORDS, Preflight, measure, runnable
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
+from hat_export.quantize.search_state import new_state, read_state, restored
 from hat_export.quantize.weights import block_size
 from hat_export.recall.budget import Verdict, judge, overall
 from hat_export.recall.comparison import compare
 from hat_export.recall.statistics import RECALLS, Delta, deltas
 from hat_export.self_test import noise_captions, noise_pixels
-
-FORMAT = "hat-export quantization search"
-VERSION = 1
 
 #: Images on which a block's change of the scores is measured, with one caption each.
 PROXY_IMAGES = 48
@@ -236,25 +234,12 @@ class _Run:
         self._find_noise()
 
     def _resume(self) -> dict[str, Any]:
-        fresh = {**self.identity, "format": FORMAT, "version": VERSION, "noise": {}, "tried": []}
         path = self.task.state
         if path is None or not path.exists():
-            return fresh
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            mine = {key: found[key] for key in self.identity}
-            if found["format"] != FORMAT or found["version"] != VERSION:
-                raise InputError(f"{path}: not the state of a {FORMAT} of version {VERSION}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a readable state of a search ({error!r})") from None
-        for key, value in self.identity.items():
-            if mine[key] != value:
-                raise InputError(
-                    f"{path}: belongs to a search with {key} {mine[key]}, this one has {value}; "
-                    "name another file"
-                )
+            return new_state(self.identity)
+        found = read_state(path, self.identity)
         self.quantizer.step(f"going on from {path}: {len(found['tried'])} plans measured")
-        return dict(found)
+        return found
 
     def _save(self) -> None:
         if self.task.state is not None:
@@ -383,7 +368,7 @@ class _Run:
         """Step 3: recall, size and latency of a plan, from the state if they are there."""
         for entry in self.state["tried"]:
             if entry["plan"] == plan.to_json():
-                found = {metric: Delta(**values) for metric, values in entry["deltas"].items()}
+                found = restored(entry["deltas"])
                 verdict = self._verdict(found)
                 values = entry | {"name": name, "plan": plan, "deltas": found, "verdict": verdict}
                 self.tried[name] = Tried(**values)

@@ -115,7 +115,15 @@ class EngineCache:
                 warnings={str(text): int(count) for text, count in record["warnings"].items()},
                 seconds=float(record["seconds"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ):
             shutil.rmtree(folder, ignore_errors=True)
             return None
         return CachedEngine(folder / _ENGINE, folder / _LOG, built)
