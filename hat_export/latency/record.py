@@ -222,6 +222,10 @@ def run_of(content: Mapping[str, Any], path: Path) -> Run:
     return Run(timings, targets, *mappings)
 
 
+#: No time, no number of operations and no number of bytes is larger.
+LARGEST = 1e30
+
+
 def read_run(path: Path) -> Run:
     """The run in a latency report's file; InputError if there is none."""
     return run_of(read_report(path, (KIND,)), path)
@@ -235,7 +239,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
             tuple(_seconds(value) for value in part["anchor_seconds"]),
             int(part["warm_up_turns"]),
             bool(part["stable"]),
-            float(part["last_change"]),
+            _seconds(part["last_change"], True),
             {
                 str(name): tuple(tuple(_seconds(v, True) for v in calls) for calls in rounds)
                 for name, rounds in part.get("part_seconds", {}).items()
@@ -304,8 +308,8 @@ def _complete(part: Pass) -> bool:
 
 
 def _seconds(value: Any, zero: bool = False) -> float:
-    """A finite number above 0, or 0 where that is allowed."""
+    """A number above 0, or 0 where that is allowed, small enough to be added up and squared."""
     number = float(value)
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+    if not number < LARGEST or number < 0 or (number == 0 and not zero):
         raise ValueError(f"number {value} out of range")
     return number
