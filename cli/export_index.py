@@ -159,7 +159,7 @@ def _report_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
         lines = [json.dumps({"name": one.name, "reason": one.reason}) + "\n" for one in skipped]
         write_text(path, "".join(lines))
     for one in skipped[:SHOWN_SKIPPED]:
-        print(f"  skipped {one.name!r}: {one.reason}", file=sys.stderr)
+        print(f"  skipped {one.name!r}: {common.printable(one.reason)}", file=sys.stderr)
     if len(skipped) > SHOWN_SKIPPED:
         where = path or "name a file for all of them: --skipped FILE"
         print(f"  ... {len(skipped) - SHOWN_SKIPPED} more skipped ({where})", file=sys.stderr)

@@ -95,6 +95,8 @@ def _check_attribute(attribute: Buffer, data: Mapping[str, int], size: int) -> N
     for field, value in _fields(attribute):
         if field in (6, 11):
             raise ValueError("a graph within a graph, such as a loop")
+        if field in (22, 23):
+            raise ValueError("sparse weights in it")
         if field in (5, 10):
             _check_tensor(_part(value), data, size)
 
@@ -135,7 +137,8 @@ def _fields(content: Buffer) -> Iterator[tuple[int, Buffer | int]]:
     while at < end:
         tag, at = _varint(content, at)
         field, kind = tag >> 3, tag & 7
-        if not field:
+        # A parser that keeps 32 bits of a longer tag would see another field than this one.
+        if not 0 < field < 1 << 29:
             raise ValueError("not a protobuf")
         if kind == _VARINT:
             value, at = _varint(content, at)

@@ -23,6 +23,7 @@ from hat_export.search import Hits, search
 from hat_export.search_captions import search_captions
 from hat_export.search_page import Shown, caption_page, image_gallery
 from hat_export.session import Session
+from hat_export.signature import check_signature
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def open_search(
                 if folder
                 else f"{path}: doesn't say which bundle it was made with; name it with --bundle"
             )
+        if require_signature is not None:  # before anything of it is parsed
+            check_signature(folder, require_signature)
         check_model(index, Bundle.read(folder, verify=False))
         cores = threads or default_threads()
         session = open_checked(folder, backend, cores, verify, require_signature)

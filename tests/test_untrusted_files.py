@@ -149,6 +149,18 @@ def test_graphs_that_no_export_writes(bundle_copy: Path, fault: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_long_tags_hide_no_field(tmp_path: Path) -> None:
+    """Seven bytes whose lower 32 bits are the tag of another field."""
+    path = tmp_path / "x.onnx"
+    tag = (1 << 34) | (7 << 3 | 2)
+    long = bytes(((tag >> shift) & 0x7F) | 0x80 for shift in range(0, 28, 7)) + bytes([tag >> 28])
+    path.write_bytes(b"\x3a\x00" + long + b"\x00")
+    with pytest.raises(ValueError, match="not a protobuf"):
+        check_graph(path, {})
+    path.write_bytes(b"\x3a\x00")
+    check_graph(path, {})
+
+
 def test_weights_beyond_the_end_of_their_file(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     weight = onnx.TensorProto(name="w", dims=[4], data_type=1, data_location=1)

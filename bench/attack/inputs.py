@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -44,21 +45,23 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _run(options: argparse.Namespace, sound: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for name, door in DOORS.items():
-        if options.only not in (None, name):
-            continue
-        missing = [package for package in door.needs if importlib.util.find_spec(package) is None]
-        if missing:
-            print(f"{door.name}: not tried, {missing[0]} isn't installed", flush=True)
-            rows.append({"door": door.name, "attack": f"not tried: {missing[0]} isn't installed"})
-            continue
-        outcomes = _try_all(name, sound, options.seed, options.count)
-        count = min(COMMANDS, options.count)
-        commands = _try_commands(name, sound, options.seed, count)
-        rows.append(_row(name, outcomes, commands))
-        _show(name, outcomes + commands)
-    return [dict.fromkeys(rows[0], 0) | row for row in rows]
+    names = [name for name in DOORS if options.only in (None, name)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as doors:
+        rows = list(doors.map(lambda name: _open(name, options, sound), names))
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return [dict.fromkeys(columns, 0) | row for row in rows]
+
+
+def _open(name: str, options: argparse.Namespace, sound: Path) -> dict[str, Any]:
+    door = DOORS[name]
+    missing = [package for package in door.needs if importlib.util.find_spec(package) is None]
+    if missing:
+        print(f"{door.name}: not tried, {missing[0]} isn't installed", flush=True)
+        return {"door": door.name, "attack": f"not tried: {missing[0]} isn't installed"}
+    outcomes = _try_all(name, sound, options.seed, options.count)
+    commands = _try_commands(name, sound, options.seed, min(COMMANDS, options.count))
+    _show(name, outcomes + commands)
+    return _row(name, outcomes, commands)
 
 
 def _row(name: str, outcomes: list[Outcome], commands: list[Outcome]) -> dict[str, Any]:
