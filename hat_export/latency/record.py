@@ -24,6 +24,10 @@ from hat_export.report_file import read_report
 SCHEMA_VERSION = 2
 KIND = "latency"
 
+#: Of seconds, operations and bytes; products and quotients of them stay finite.
+SMALLEST, LARGEST = 1e-30, 1e30
+LARGEST_COUNT = 1 << 31
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -252,7 +256,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
         raise ValueError(f"component {component}")
     names = (str(entry["target"]), component, str(entry["size"]))
     counts = (int(entry["threads"]), int(entry["items"]))
-    if min(counts) < 1:
+    if not 1 <= min(counts) <= max(counts) <= LARGEST_COUNT:
         raise ValueError(f"threads and items {counts}")
     return Measured(*names, *counts, passes, str(entry.get("run", "")))
 
@@ -304,8 +308,8 @@ def _complete(part: Pass) -> bool:
 
 
 def _seconds(value: Any, zero: bool = False) -> float:
-    """A finite number above 0, or 0 where that is allowed."""
+    """A number above 0, or 0 where that is allowed, of a size that is measured somewhere."""
     number = float(value)
-    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+    if not (SMALLEST <= number <= LARGEST or (number == 0 and zero)):
         raise ValueError(f"number {value} out of range")
     return number
