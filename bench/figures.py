@@ -378,6 +378,30 @@ def serving(bench: Bench) -> Rows:
     ]
 
 
+def quantization(bench: Bench) -> Rows:
+    """Quantized encoders of the demo model beside the stock tools: size, latency, recall."""
+    few = ("--images", 16, "--only", "int8-dynamic") if bench.quick else ()
+    return _quantization(bench, "quantization", DEMO, "--data", DATA, *few)
+
+
+def quantization_official(bench: Bench) -> Rows:
+    """The same at the official size: size, latency, errors of the features."""
+    few = ("--only", "int8-dynamic", "--points", "text:1") if bench.quick else ()
+    points = few or ("--points", "image:1", "text:1", "text:32", "--rounds", 6)
+    return _quantization(
+        *(bench, "quantization_official", bench.checkpoint()),
+        *("--calibration", DATA, "--images", 16, "--official", *points),
+    )
+
+
+def _quantization(bench: Bench, name: str, checkpoint: Path, *options: object) -> Rows:
+    folder = bench.out / name
+    (folder / "quantization.json").unlink(missing_ok=True)  # what was made is kept, not measured
+    bench.run(HERE / "quantization.py", checkpoint, "--out", folder, *options)
+    variants = bench.written(folder / "quantization.json")["variants"]
+    return [{"variant": title, **row} for title, row in variants.items()]
+
+
 @dataclass(frozen=True)
 class Part:
     """One part.
@@ -406,6 +430,8 @@ PARTS = {
     "serving": Part(serving, 2),
     "reproducibility": Part(reproducibility, 6),
     "peers": Part(peers, 9),
+    "quantization": Part(quantization, 8),
+    "quantization_official": Part(quantization_official, 9),
 }
 
 

@@ -1,14 +1,17 @@
 """Quantized encoders beside the stock tools: size, latency, recall or feature error, in one run.
 
+``bench/figures.py quantization quantization_official`` runs it for the tables of the docs; alone:
+
     python bench/quantization.py demo/hat-tiny-emojicap --data demo/emojicap --out runs/quantization
     python bench/quantization.py runs/bench/hat-stand-in.ckpt --calibration demo/emojicap \
-        --out runs/quantization-official
+        --official --images 16 --out runs/quantization-official
 
 Peers: onnxruntime.quantization's quantize_dynamic and quantize_static on the standard graphs (with
 their preprocessing where it works), and NNCF on OpenVINO where both are installed. Everything is
 calibrated on the same images and captions (split val), and timed in turn, call by call, by the same
 threads. Recall is of the split test; without ``--data`` the relative error of features stands for
-it. Each variant is made in a process of its own, whose peak memory is a column.
+it. Each variant is made in a process of its own, whose peak memory is a column. Everything goes to
+``quantization.json`` in the folder.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from hat_export.export.calibration import dataset_feeds
 from hat_export.quantize.bundles import ENCODERS
 from hat_export.quantize.search import encoder_bytes
 from hat_export.recall.comparison import compare
+from hat_export.recall.kept import top_kept
 from hat_export.recall.statistics import deltas
 from hat_export.self_test import noise_captions, noise_pixels
 from hat_export.tokenizer import CaptionTokenizer
@@ -58,12 +62,14 @@ class Variant:
         options: Of ``hat-export quantize``; None for a peer.
         peer: Makes the graph of an encoder: (fp32 graph, result, feeds); None for our own.
         packed: Whether it starts from ``--target onnxruntime``.
+        official: Whether it matters at the official size.
     """
 
     title: str
     options: tuple[str, ...] | None = None
     peer: str | None = None
     packed: bool = True
+    official: bool = False
 
     @property
     def folder(self) -> str:
@@ -72,11 +78,11 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("float32, standard operators", None, None, False),
-    Variant("float32, --target onnxruntime"),
-    Variant("hat-export int8-dynamic", ("--mode", "int8-dynamic")),
+    Variant("float32, standard operators", None, None, False, True),
+    Variant("float32, --target onnxruntime", official=True),
+    Variant("hat-export int8-dynamic", ("--mode", "int8-dynamic"), official=True),
     Variant("hat-export int8-dynamic --smooth", ("--mode", "int8-dynamic", "--smooth")),
-    Variant("hat-export int8-static minmax", ("--mode", "int8-static")),
+    Variant("hat-export int8-static minmax", ("--mode", "int8-static"), official=True),
     Variant(
         "hat-export int8-static percentile",
         ("--mode", "int8-static", "--method", "percentile"),
@@ -87,19 +93,19 @@ VARIANTS = (
         "hat-export int8-static mse --smooth",
         ("--mode", "int8-static", "--method", "mse", "--smooth"),
     ),
-    Variant("hat-export int8-weights", ("--mode", "int8-weights")),
-    Variant("hat-export int4-weights", ("--mode", "int4-weights")),
+    Variant("hat-export int8-weights", ("--mode", "int8-weights"), official=True),
+    Variant("hat-export int4-weights", ("--mode", "int4-weights"), official=True),
     Variant(
         "hat-export fp8 (Q/DQ, imitated on this CPU)",
         ("--mode", "fp8", "--target", "tensorrt"),
         None,
         False,
     ),
-    Variant("onnxruntime quantize_dynamic", None, "dynamic", False),
-    Variant("onnxruntime quantize_dynamic, per channel", None, "dynamic-channel", False),
+    Variant("onnxruntime quantize_dynamic", None, "dynamic", False, True),
+    Variant("onnxruntime quantize_dynamic, per channel", None, "dynamic-channel", False, True),
     Variant("onnxruntime quantize_static, minmax", None, "static", False),
-    Variant("onnxruntime quantize_static, per channel", None, "static-channel", False),
-    Variant("NNCF + OpenVINO int8", None, "nncf", False),
+    Variant("onnxruntime quantize_static, per channel", None, "static-channel", False, True),
+    Variant("NNCF + OpenVINO int8", None, "nncf", False, True),
 )
 
 
@@ -305,38 +311,18 @@ def feature_errors(
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown."""
-    rows = {title: row for title, row in results["variants"].items() if "error" not in row}
-    points = list(next(iter(rows.values())).get("ms", {}))
-    recall = "rsum" in next(iter(rows.values()))
-    quality = ["rsum", "lost", "95 %"] if recall else []
-    head = ["", "MB", "smaller", *(f"{p} ms" for p in points), *quality]
-    head += ["image error", "text error", "made in s", "peak GB"]
-    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
-    first = next(iter(rows.values()))
-    for title, row in results["variants"].items():
-        if "error" in row:
-            lines.append(f"| {title} | not measured: {row['error']} |")
-            continue
-        cells = [title, f"{row['bytes'] / 1e6:.1f}", f"{first['bytes'] / row['bytes']:.2f}x"]
-        cells += [f"{row['ms'][point]:.2f}" if "ms" in row else "" for point in points]
-        if recall:
-            low, high = row["interval"]
-            cells += [f"{row['rsum']:.2f}", f"{row['lost']:+.2f}", f"{-high:+.2f} to {-low:+.2f}"]
-        errors = row.get("errors", {})
-        cells += [f"{errors[key]:.3f}" if errors else "" for key in ("images", "texts")]
-        made = row.get("made", {})
-        cells.append(f"{made['seconds']:.0f}" if made else "")
-        cells.append(f"{made['peak_bytes'] / 1e9:.1f}" if made.get("peak_bytes") else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def chosen(arguments: argparse.Namespace) -> list[Variant]:
     """The variants asked for, and always float32."""
     words = arguments.only or [""]
-    return [v for v in VARIANTS if any(w in v.title for w in words) or v.title.startswith("float")]
+    return [
+        variant
+        for variant in VARIANTS
+        if variant.title.startswith("float")
+        or (
+            any(word in variant.title for word in words)
+            and (variant.official or not arguments.official)
+        )
+    ]
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -405,11 +391,11 @@ def measure(arguments: argparse.Namespace) -> None:
                 "lost": found.reference - found.candidate,
                 "interval": [found.low, found.high],
             }
+            kept = top_kept(exact, scores, dataset.owners)
+            row["kept"] = kept.to_json() if kept else None
         print(title, row, flush=True)
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (folder / "quantization.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
 
 
 def main() -> None:
@@ -424,6 +410,9 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", default=points, help="image:BATCH or text:BATCH")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", help="variants whose title has one of these words")
+    parser.add_argument(
+        "--official", action="store_true", help="only variants that matter at the official size"
+    )
     parts = ("prepare", "quality", "timing")
     parser.add_argument(
         "--parts", nargs="+", choices=parts, default=parts, help="what to do now; results add up"

@@ -38,6 +38,7 @@ from hat_export.recall.embeddings import (
     encoder_keys,
 )
 from hat_export.recall.gallery import gallery
+from hat_export.recall.kept import Kept, top_kept
 from hat_export.recall.scorers import OwnScores, ScorerCheck, check_scorers, own_scores
 from hat_export.recall.scores import LevelScores, ScoreBlocks, Scorer, score_here, score_levels
 from hat_export.recall.statistics import Delta, deltas, to_json
@@ -113,6 +114,7 @@ class ParityOutcome:
         settings: How.
         verdict: Passed, failed or undecided.
         parity: Metrics of both, and every changed rank.
+        kept: The reference's best answers that stay; None with too few to choose from.
         deltas: Every metric's difference with its interval.
         judgements: Every limit held against its metric.
         checks: Sessions' own scores beside the kernel's.
@@ -130,6 +132,7 @@ class ParityOutcome:
     settings: ParitySettings
     verdict: Verdict
     parity: Parity
+    kept: Kept | None
     deltas: Mapping[str, Delta]
     judgements: tuple[Judgement, ...]
     checks: tuple[ScorerCheck, ...]
@@ -242,6 +245,7 @@ def run_parity(
         settings,
         verdict,
         judged.parity,
+        judged.kept,
         judged.deltas,
         judged.judgements,
         checks,
@@ -391,6 +395,7 @@ class _Judged:
     levels: tuple[tuple[Parity, Mapping[str, Delta]], ...]
     changed: tuple[ChangedQuery, ...]
     folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None
+    kept: Kept | None
 
 
 def _judge(
@@ -418,6 +423,7 @@ def _judge(
         tuple((item, deltas(item)) for item in alone),
         look_up(parity.changed[:LOOKED_UP], before.total, after.total, owners),
         means,
+        top_kept(before.total, after.total, owners),
     )
 
 
@@ -488,6 +494,7 @@ def parity_report(outcome: ParityOutcome) -> Report:
             outcome.verdict, outcome.judgements, outcome.checks, outcome.settings.strict
         ),
         tables.ranks_sentence(parity),
+        *([outcome.kept.sentence()] if outcome.kept else []),
         tables.budget_sentence(outcome.judgements, outcome.settings.strict),
     ]
     shown = [tables.gate_table(outcome.deltas, outcome.judgements, dataset.name, parity)]
@@ -545,6 +552,7 @@ def _data(outcome: ParityOutcome) -> dict[str, Any]:
             for item, found in outcome.levels
         ],
         "score_difference": parity.score_difference,
+        "top_10_kept": outcome.kept.to_json() if outcome.kept else None,
         "tie_margin": TIE_MARGIN,
         "scorer_checks": [check.to_json() for check in outcome.checks],
         "changed": [

@@ -139,6 +139,8 @@ def test_metadata(wheel: Path) -> None:
         "parquet",
         "ray",
         "serve",
+        "sign",
+        "fuzz",
         "dev",
     }
 

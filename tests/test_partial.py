@@ -95,7 +95,7 @@ def make_old(target: Path, what: str) -> None:
     elif what == "file":
         write_text(target, "old")
     else:
-        file = RecordFile.create(target, {})
+        file = RecordFile.create(target, {"made": "for a test"})
         file.append([b"1", b"2"], ["one", "two"])
         file.close()
 

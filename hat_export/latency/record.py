@@ -239,7 +239,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
             tuple(_seconds(value) for value in part["anchor_seconds"]),
             int(part["warm_up_turns"]),
             bool(part["stable"]),
-            float(part["last_change"]),
+            _seconds(part["last_change"], True),
             {
                 str(name): tuple(tuple(_seconds(v, True) for v in calls) for calls in rounds)
                 for name, rounds in part.get("part_seconds", {}).items()

@@ -4,6 +4,7 @@
 in files, :mod:`~hat_export.recall.scorers` checks them against the sessions' own.
 :mod:`~hat_export.recall.comparison` finds every rank that changed,
 :mod:`~hat_export.recall.statistics` says how far the difference can be trusted,
+:mod:`~hat_export.recall.kept` how much of the ranking stays,
 :mod:`~hat_export.recall.budget` judges it, :mod:`~hat_export.recall.attribution` names the
 component and :mod:`~hat_export.recall.localize` the layer at fault, in graphs that
 :mod:`~hat_export.recall.graphs` provides. :mod:`~hat_export.recall.changes`,
