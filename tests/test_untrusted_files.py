@@ -95,6 +95,16 @@ def test_file_names_lead_nowhere(bundle_copy: Path, name: str) -> None:
         Bundle.read(bundle_copy)
 
 
+@pytest.mark.parametrize("value", ["nan", None, [], 10**400])
+def test_differences_are_numbers(bundle_copy: Path, value: object) -> None:
+    path = bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    next(iter(manifest["verification"].values()))["tolerance"] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="damaged manifest"):
+        Bundle.read(bundle_copy)
+
+
 def test_hashes_are_checked_before_graphs_are_parsed(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
