@@ -351,7 +351,11 @@ def _parse_checkpoint(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_verification(content: Mapping[str, Any]) -> dict[str, Any]:
     for found in content.values():
-        float(found["largest_difference"]), float(found["tolerance"]), len(found["runs"])
+        numbers = found["largest_difference"], found["tolerance"]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise TypeError("a difference that is no number")
+        list(map(float, numbers))  # an integer may be too large to be shown
+        list(found["runs"])
     return dict(content)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def read_report(path: Path, kinds: Sequence[str] = ()) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: larger than any report ({MAX_BYTES} bytes)")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except (ValueError, RecursionError):
@@ -46,3 +48,18 @@ def read_report(path: Path, kinds: Sequence[str] = ()) -> dict[str, Any]:
     if kinds and content["kind"] not in kinds:
         raise InputError(f"{path}: a {content['kind']} report; expected {' or '.join(kinds)}")
     return content
+
+
+def _finite(text: str) -> float:
+    """A number as reports have them: they hold neither NaN nor infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} in a report")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value.bit_length() > 63:
+        raise ValueError(f"a number of {len(text)} digits in a report")
+    return value

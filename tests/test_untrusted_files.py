@@ -19,8 +19,12 @@ from hat_export.errors import BundleError, DatasetError, InputError, SpecError
 from hat_export.files import read_arrays
 from hat_export.graph_check import check_graph
 from hat_export.image_sources import ImageReader, list_images
+from hat_export.latency.record import read_run
+from hat_export.latency.report import latency_report
 from hat_export.preprocess import ImagePreprocessor
+from hat_export.report_file import read_report
 from hat_export.spec import OFFICIAL, ModelSpec
+from latency_samples import made_up_case, made_up_run
 
 
 def rewritten(bundle: Path, file: str, content: bytes) -> None:
@@ -88,6 +92,16 @@ def test_file_names_lead_nowhere(bundle_copy: Path, name: str) -> None:
     manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.read(bundle_copy)
+
+
+@pytest.mark.parametrize("value", ["nan", None, [], 10**400])
+def test_differences_are_numbers(bundle_copy: Path, value: object) -> None:
+    path = bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    next(iter(manifest["verification"].values()))["tolerance"] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="damaged manifest"):
         Bundle.read(bundle_copy)
 
 
@@ -242,3 +256,24 @@ def test_deep_json_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2J\x07\x9b\r\nb\t\u05d0") == "a\\x1b[2J\\x07\\x9b\\r\nb\t\u05d0"
+
+
+# ---------------------------------------------------------------------------------- reports
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 400])
+def test_numbers_that_no_report_holds(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"kind": "parity", "version": 1, "data": {{"rsum": {number}}}}}')
+    with pytest.raises(InputError, match="not JSON"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("seconds", [1e300, 1e-300, -1.0, 0.0])
+def test_seconds_that_nobody_measured(tmp_path: Path, seconds: float) -> None:
+    content = json.loads(latency_report(made_up_run(made_up_case(3.0))).to_json())
+    content["data"]["timings"][0]["passes"][0]["anchor_seconds"][0] = seconds
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="damaged latency report"):
+        read_run(path)

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="kills over all commands")
     parser.add_argument("--shapes", type=int, default=1000, help="for each kernel and sanitizer")
     parser.add_argument("--calls", type=int, default=10_000, help="of every verb of a session")
-    parser.add_argument("--only", metavar="NAME", help="one door or parser of a part, not kept")
+    parser.add_argument("--only", metavar="NAME", help="one door or parser of a part, again")
     options = parser.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
@@ -48,8 +48,13 @@ def main() -> None:
     for part in options.parts or PARTS:
         began = time.monotonic()
         rows = importlib.import_module(PARTS[part]).run(options)
-        if options.only is None:
-            results.append(results.FOLDER, f"attack_{part}", rows, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        last = results.latest(results.FOLDER, f"attack_{part}")
+        if options.only is not None and last is not None:  # the others' rows are those of before
+            again = {next(iter(row.values())): row for row in rows}
+            rows = [again.get(next(iter(row.values())), row) for row in last["rows"]]
+            seconds += last["seconds"]
+        results.append(results.FOLDER, f"attack_{part}", rows, seconds)
 
 
 if __name__ == "__main__":

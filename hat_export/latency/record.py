@@ -24,6 +24,10 @@ from hat_export.report_file import read_report
 SCHEMA_VERSION = 2
 KIND = "latency"
 
+#: Of seconds, operations and bytes; products and quotients of them stay finite.
+SMALLEST, LARGEST = 1e-30, 1e30
+LARGEST_COUNT = 1 << 31
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -222,10 +226,6 @@ def run_of(content: Mapping[str, Any], path: Path) -> Run:
     return Run(timings, targets, *mappings)
 
 
-#: No time, no number of operations and no number of bytes is larger.
-LARGEST = 1e30
-
-
 def read_run(path: Path) -> Run:
     """The run in a latency report's file; InputError if there is none."""
     return run_of(read_report(path, (KIND,)), path)
@@ -256,7 +256,7 @@ def _read_timing(entry: Mapping[str, Any]) -> Measured:
         raise ValueError(f"component {component}")
     names = (str(entry["target"]), component, str(entry["size"]))
     counts = (int(entry["threads"]), int(entry["items"]))
-    if min(counts) < 1:
+    if not 1 <= min(counts) <= max(counts) <= LARGEST_COUNT:
         raise ValueError(f"threads and items {counts}")
     return Measured(*names, *counts, passes, str(entry.get("run", "")))
 
@@ -308,8 +308,8 @@ def _complete(part: Pass) -> bool:
 
 
 def _seconds(value: Any, zero: bool = False) -> float:
-    """A number above 0, or 0 where that is allowed, small enough to be added up and squared."""
+    """A number above 0, or 0 where that is allowed, of a size that is measured somewhere."""
     number = float(value)
-    if not number < LARGEST or number < 0 or (number == 0 and not zero):
+    if not (SMALLEST <= number <= LARGEST or (number == 0 and zero)):
         raise ValueError(f"number {value} out of range")
     return number
