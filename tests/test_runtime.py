@@ -58,4 +58,4 @@ def test_the_commands_index_and_search(tiny_bundle: Path, tmp_path: Path) -> Non
         text=True,
     )
     assert "5 of 5 images scored exactly" in found.stdout
-    assert (tmp_path / "found.html").read_text().count("data:image/jpeg") == 5
+    assert (tmp_path / "found.html").read_text().count("data:image/webp") == 5
