@@ -114,8 +114,7 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
     found: list[Outcome] = []
     attack = None
     while True:
-        # Before the first input libraries are loaded and sound files are made.
-        if not pipe.poll(SECONDS if attack is not None else 600):
+        if not _answers(pipe, process.pid):
             process.kill()
             process.join()
             found.append(Outcome(str(attack), "hang", f"longer than {SECONDS} s"))
@@ -132,6 +131,28 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
             attack = None
         else:
             attack = message
+
+
+def _answers(pipe: Connection, pid: int) -> bool:
+    """Whether a process tells something before it has computed, or slept, for too long.
+
+    Time in which it waits for a core isn't its own: a busy machine hangs nothing.
+    """
+    began = before = _cpu_seconds(pid)[0]
+    slept = 0
+    while not pipe.poll(1):
+        computed, sleeps = _cpu_seconds(pid)
+        slept = slept + 1 if sleeps and computed == before else 0
+        before = computed
+        if computed - began > SECONDS or slept > 3 * SECONDS:
+            return False
+    return True
+
+
+def _cpu_seconds(pid: int) -> tuple[float, bool]:
+    """What a process has computed, and whether it sleeps."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] in "SDZ"
 
 
 def _work(
