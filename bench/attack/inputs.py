@@ -30,6 +30,8 @@ from table import DOORS
 #: What one input may take.
 SECONDS = 20
 MEMORY = 2 << 30
+#: What loading libraries may take, in seconds.
+LOADING = 300
 #: Inputs of each door that go through the real command line, too.
 COMMANDS = 10
 #: What a command may take: starting Python and libraries on a busy machine is most of it.
@@ -114,7 +116,8 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
     found: list[Outcome] = []
     attack = None
     while True:
-        if not _answers(pipe, process.pid):
+        # Before the first input libraries are loaded.
+        if not _answers(pipe, process.pid, SECONDS if found or attack is not None else LOADING):
             process.kill()
             process.join()
             found.append(Outcome(str(attack), "hang", f"longer than {SECONDS} s"))
@@ -133,7 +136,7 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
             attack = message
 
 
-def _answers(pipe: Connection, pid: int) -> bool:
+def _answers(pipe: Connection, pid: int, seconds: int) -> bool:
     """Whether a process tells something before it has computed, or slept, for too long.
 
     Time in which it waits for a core isn't its own: a busy machine hangs nothing.
@@ -144,7 +147,7 @@ def _answers(pipe: Connection, pid: int) -> bool:
         computed, sleeps = _cpu_seconds(pid)
         slept = slept + 1 if sleeps and computed == before else 0
         before = computed
-        if computed - began > SECONDS or slept > 3 * SECONDS:
+        if computed - began > seconds or slept > 3 * seconds:
             return False
     return True
 
