@@ -29,6 +29,14 @@ IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
 REDUCED_OUTPUTS = ["image_stage1", "image_stage2", "image_level3"]
 TEXT_OUTPUTS = [f"text_level{level}" for level in range(1, LEVELS + 1)]
 
+#: What every graph takes, and what it gives at least.
+GRAPH_INPUTS = {
+    "image": {"pixel_values"},
+    "text": {"input_ids", "attention_mask"},
+    "alignment": {*IMAGE_OUTPUTS, *TEXT_OUTPUTS, "attention_mask"},
+}
+GRAPH_OUTPUTS = {"image": set(IMAGE_OUTPUTS), "text": set(TEXT_OUTPUTS), "alignment": {"scores"}}
+
 #: The signature of the manifest, if the bundle is signed (:mod:`hat_export.signature`).
 SIGNATURE = "manifest.json.minisig"
 #: Element types of inputs and outputs.
@@ -310,6 +318,12 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise BundleError(f"{source}: file name {name!r} leads out of the bundle")
         files[name] = FileInfo(int(info["bytes"]), str(info["sha256"]))
     graphs = {name: _parse_graph(content["graphs"][name]) for name in GRAPHS}
+    for name, graph in graphs.items():
+        inputs, outputs = (
+            {tensor.name for tensor in some} for some in (graph.inputs, graph.outputs)
+        )
+        if inputs != GRAPH_INPUTS[name] or not GRAPH_OUTPUTS[name] <= outputs:
+            raise ValueError(f"inputs or outputs of the {name} graph have other names")
     engines = {
         name: EngineInfo.from_json(content["engines"][name])
         for name in GRAPHS

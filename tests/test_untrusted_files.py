@@ -105,6 +105,16 @@ def test_differences_are_numbers(bundle_copy: Path, value: object) -> None:
         Bundle.read(bundle_copy)
 
 
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_graphs_have_the_inputs_and_outputs_of_a_model(bundle_copy: Path, side: str) -> None:
+    path = bundle_copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["graphs"]["image"][side][0]["name"] = "other"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="have other names"):
+        Bundle.read(bundle_copy)
+
+
 def test_hashes_are_checked_before_graphs_are_parsed(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

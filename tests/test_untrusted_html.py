@@ -104,7 +104,7 @@ def test_a_look_into_a_bundle(evil: str, bundle_copy: Path) -> None:
     manifest["tools"] = {evil: evil}
     manifest["checkpoint"] |= {"file": evil, evil: [evil]}
     manifest["graphs"]["image"]["kept_fp32"] = {evil: evil}
-    manifest["graphs"]["image"]["inputs"][0]["name"] = evil
+    manifest["graphs"]["image"]["inputs"][0]["shape"][0] = evil
     path.write_text(json.dumps(manifest))
     report = bundle_report(Bundle.read(bundle_copy), True)
     check(report.to_html())

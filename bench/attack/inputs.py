@@ -30,6 +30,8 @@ from table import DOORS
 #: What one input may take.
 SECONDS = 20
 MEMORY = 2 << 30
+#: What loading libraries may take, in seconds.
+LOADING = 300
 #: Inputs of each door that go through the real command line, too.
 COMMANDS = 10
 #: What a command may take: starting Python and libraries on a busy machine is most of it.
@@ -114,8 +116,8 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
     found: list[Outcome] = []
     attack = None
     while True:
-        # Before the first input libraries are loaded and sound files are made.
-        if not pipe.poll(SECONDS if attack is not None else 600):
+        # Before the first input libraries are loaded.
+        if not _answers(pipe, process.pid, SECONDS if found or attack is not None else LOADING):
             process.kill()
             process.join()
             found.append(Outcome(str(attack), "hang", f"longer than {SECONDS} s"))
@@ -132,6 +134,28 @@ def _watch(pipe: Connection, process: Any) -> list[Outcome]:
             attack = None
         else:
             attack = message
+
+
+def _answers(pipe: Connection, pid: int, seconds: int) -> bool:
+    """Whether a process tells something before it has computed, or slept, for too long.
+
+    Time in which it waits for a core isn't its own: a busy machine hangs nothing.
+    """
+    began = before = _cpu_seconds(pid)[0]
+    slept = 0
+    while not pipe.poll(1):
+        computed, sleeps = _cpu_seconds(pid)
+        slept = slept + 1 if sleeps and computed == before else 0
+        before = computed
+        if computed - began > seconds or slept > 3 * seconds:
+            return False
+    return True
+
+
+def _cpu_seconds(pid: int) -> tuple[float, bool]:
+    """What a process has computed, and whether it sleeps."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] in "SDZ"
 
 
 def _work(

@@ -81,7 +81,7 @@ def _check(found: Mapping[str, Any]) -> None:
             raise ValueError("a plan that was tried lacks a field, or has one too many")
         for name in NUMBERS:
             _number(entry[name])
-        if set(restored(entry["deltas"])) < {*RECALLS, "rsum"}:
+        if not {*RECALLS, "rsum"} <= set(restored(entry["deltas"])):
             raise ValueError("a plan that was tried lacks a recall")
         for values in entry["deltas"].values():
             for name, value in values.items():
