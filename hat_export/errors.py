@@ -4,6 +4,17 @@ Every error of this package carries one line that names the thing at fault, what
 and what to do. The command line prints that line and exits with :attr:`HatError.exit_code`.
 """
 
+#: What reading a JSON file and taking values out of it raises where the file isn't as expected.
+MALFORMED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 
 class HatError(Exception):
     """Base class: anything the user, rather than a bug, has to do something about."""

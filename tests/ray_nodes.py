@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from hat_export.closing import Closing
 
 
 def free_port() -> int:
@@ -58,7 +58,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-class RayNode:
+class RayNode(Closing):
     """A node: its own raylet, object store and workers, as `ray start` begins them on a machine.
 
     Args:
@@ -111,13 +111,5 @@ class RayNode:
                     continue
         self._process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.kill()

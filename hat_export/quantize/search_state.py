@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hat_export.errors import InputError
+from hat_export.errors import MALFORMED, InputError
 from hat_export.recall.statistics import RECALLS, Delta
 
 FORMAT = "hat-export quantization search"
@@ -52,15 +52,7 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
                     f"{value}; name another file"
                 )
         _check(found)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: not a readable state of a search ({reason})") from None
     return dict(found)

@@ -20,7 +20,7 @@ from tokenize import TokenError
 import numpy as np
 from jaxtyping import Float32
 
-from hat_export.errors import InputError, OutputError
+from hat_export.errors import MALFORMED, InputError, OutputError
 from hat_export.evaluate import Progress, silent
 from hat_export.files import write_text
 from hat_export.index_projection import Projection
@@ -329,7 +329,7 @@ def _finished(work: Path) -> list[_Finished]:
     try:
         found = json.loads((work / STATE).read_text(encoding="utf-8"))
         return [_Finished(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except MALFORMED:
         return []
 
 

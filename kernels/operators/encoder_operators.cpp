@@ -250,6 +250,22 @@ struct AddLayerNorm {
     }
 };
 
+// What a linear layer has in float32 whatever its weight is in: x [..., depth], the bias, which is
+// an optional input, and the result. The plan has its columns already.
+template <class Plan>
+void take_float_sides(const Api& api, abi::KernelContext* context, const Tensor& x,
+                      std::size_t bias_index, Plan& plan) {
+    const Tensor bias = read_optional(api, context, bias_index);
+    if (bias.data) expect_shape("bias", bias, {plan.columns});
+    std::vector<std::int64_t> shape = x.shape;
+    shape.back() = plan.columns;
+    plan.rows = 1;
+    for (std::size_t i = 0; i + 1 < shape.size(); ++i) plan.rows *= shape[i];
+    plan.x = static_cast<const float*>(x.data);
+    plan.bias = static_cast<const float*>(bias.data);
+    plan.y = static_cast<float*>(make_output(api, context, 0, shape));
+}
+
 struct Linear {
     static constexpr std::size_t kOutputs = 1;
     static constexpr const char* kName = "Linear";
@@ -277,16 +293,8 @@ struct Linear {
         const Tensor weight = read_input(api, context, 1);
         const std::int64_t panels = (columns + kPanelColumns - 1) / kPanelColumns;
         expect_shape("weight", weight, {panels, plan.depth, kPanelColumns});
-        const Tensor bias = read_optional(api, context, 2);
-        if (bias.data) expect_shape("bias", bias, {columns});
-        std::vector<std::int64_t> shape = x.shape;
-        shape.back() = columns;
-        plan.rows = 1;
-        for (std::size_t i = 0; i + 1 < shape.size(); ++i) plan.rows *= shape[i];
-        plan.x = static_cast<const float*>(x.data);
+        take_float_sides(api, context, x, 2, plan);
         plan.weight = static_cast<const float*>(weight.data);
-        plan.bias = static_cast<const float*>(bias.data);
-        plan.y = static_cast<float*>(make_output(api, context, 0, shape));
         const Kernels& kernels = kernels_here();
         in_ranges(
             kernels.linear_tasks(plan), session_threads(api, context),
@@ -331,18 +339,10 @@ struct Int8Linear {
         expect_shape("scale", scale, {columns});
         const Tensor totals = read_input(api, context, 3);
         expect_shape("totals", totals, {columns});
-        const Tensor bias = read_optional(api, context, 4);
-        if (bias.data) expect_shape("bias", bias, {columns});
-        std::vector<std::int64_t> shape = x.shape;
-        shape.back() = columns;
-        plan.rows = 1;
-        for (std::size_t i = 0; i + 1 < shape.size(); ++i) plan.rows *= shape[i];
-        plan.x = static_cast<const float*>(x.data);
+        take_float_sides(api, context, x, 4, plan);
         plan.weight = static_cast<const std::int8_t*>(weight.data);
         plan.scale = static_cast<const float*>(scale.data);
         plan.totals = static_cast<const std::int32_t*>(totals.data);
-        plan.bias = static_cast<const float*>(bias.data);
-        plan.y = static_cast<float*>(make_output(api, context, 0, shape));
         plan.products = int8_products_here(path_here(), largest);
         const auto rows = static_cast<std::size_t>(plan.rows);
         const std::size_t rounded = (rows + kInt8Rows) * static_cast<std::size_t>(plan.padded);

@@ -92,7 +92,7 @@ int64_t int8_linear_tasks(const Int8LinearPlan& plan) {
 }
 
 int64_t int8_linear_workspace(const Int8LinearPlan& plan) {
-    const int64_t rows = least(plan.rows, kInt8RowBlock + 1);
+    const int64_t rows = least(plan.rows, kInt8RowBlock);
     return round_up(rows, kInt8Rows) * kPanelColumns * static_cast<int64_t>(sizeof(int32_t));
 }
 

@@ -14,7 +14,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hat_export.errors import OutputError
+from hat_export.errors import MALFORMED, OutputError
 from hat_export.export.trt.build import BuiltEngine, EngineRequest
 from hat_export.export.trt.fusion import EngineLayer
 from hat_export.files import new_folder, sha256_of, write_text
@@ -115,15 +115,7 @@ class EngineCache:
                 warnings={str(text): int(count) for text, count in record["warnings"].items()},
                 seconds=float(record["seconds"]),
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ):
+        except MALFORMED:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         return CachedEngine(folder / _ENGINE, folder / _LOG, built)
