@@ -41,7 +41,10 @@ def load(
         float, typer.Option(min=0, help="Milliseconds that an incomplete batch waits.")
     ] = 0.0,
     server_qps: Annotated[
-        float | None, typer.Option(min=0.001, help="Server: queries/s [half of Offline's].")
+        float | None,
+        typer.Option(
+            min=0.001, help="Server: queries/s [half of Offline's, less until they hold]."
+        ),
     ] = None,
     server_latency: Annotated[
         float | None,

@@ -15,6 +15,7 @@ from hat_export.cli.options import (
     LimitOption,
     QuietOption,
     ReportOption,
+    SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
@@ -43,6 +44,7 @@ def search(
     threads: ThreadsOption = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
+    require_signature: SignatureOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -57,6 +59,7 @@ def search(
     kinds = candidates or list(CANDIDATES)
     for kind in kinds:
         candidate_source(kind)
+    common.require_signature(require_signature, target)
     names = (calibration_split, split)
     datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
     architecture = common.read_spec(spec)

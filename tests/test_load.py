@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import hat_export
 from hat_export.errors import InputError
+from hat_export.load_test import scenarios
 from hat_export.load_test.batching import Batcher, Request
 from hat_export.load_test.report import load_report
 from hat_export.load_test.scenarios import SCENARIOS, Load, run_scenarios
-from hat_export.load_test.summary import SUMMARY, read_summary
+from hat_export.load_test.summary import SUMMARY, Summary, read_summary
 from hat_export.load_test.work import SAMPLES, WORKS, Work
 
 SUMMARIES = {
@@ -140,6 +142,42 @@ def test_loadgen_runs_the_four_scenarios(tmp_path: Path) -> None:
     report = load_report("x", outcomes, [work], LOAD, {})
     assert [row[1] for row in report.tables[0].rows] == list(SCENARIOS)
     assert report.passed == all(outcome.summary.valid for outcome in outcomes)
+
+
+def test_the_rate_of_server_is_lowered_until_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def fake(work: Work, settings, load: Load, folder: Path):
+        rates.append(settings["server_target_qps"])
+        (folder / SUMMARY).write_text(str(len(rates)))
+        return Summary("Server", len(rates) > holds, rates[-1], (), {}), {}
+
+    monkeypatch.setattr(scenarios, "_run", fake)
+    work = Work("nothing", "", 8, lambda batch: None)
+    free = replace(LOAD, server_qps=None)
+    stale = tmp_path / "nothing-Server-not-held-9"
+    stale.mkdir()
+    holds = 2  # the third does
+    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, lambda _: None)
+    assert outcome.summary.valid
+    assert len(rates) == 3
+    assert rates[2] == outcome.settings["server_target_qps"] == pytest.approx(0.49 * rates[0])
+    assert {path.parent.name: path.read_text() for path in tmp_path.rglob(SUMMARY)} == {
+        "nothing-Server-not-held-1": "1",
+        "nothing-Server-not-held-2": "2",
+        "nothing-Server": "3",
+    }
+    assert not stale.exists()
+    rates.clear()
+    holds = 99  # no rate does: said, after some tries
+    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, lambda _: None)
+    assert not outcome.summary.valid
+    assert len(rates) == scenarios.SERVER_TRIES
+    rates.clear()
+    run_scenarios(work, ("Server",), LOAD, tmp_path, lambda _: None)
+    assert rates == [LOAD.server_qps]  # a wish is a wish
 
 
 def test_a_failing_model_ends_the_test_with_its_error(tmp_path: Path) -> None:

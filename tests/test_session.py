@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,6 +184,16 @@ def test_features_check_their_shapes() -> None:
     )
     assert both.levels[0].shape == (4, 3, 4)
     assert both[1:3].levels[0].shape == (2, 1, 4)
+
+
+def test_threads_rest_after_a_call(tiny_bundle: Path) -> None:
+    """Threads that spin for work would take the cores of the other encoder and of the scores."""
+    with hat_export.open_bundle(tiny_bundle, threads=2, verify=False) as session:
+        session.encode_images(noise_pixels(session.spec, 1, 0))
+        before = time.process_time()
+        time.sleep(0.1)
+        # They may spin for a millisecond; by default they do for 30 and more.
+        assert time.process_time() - before < 0.015
 
 
 def test_unknown_and_uninstalled_backends() -> None:

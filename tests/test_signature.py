@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from hat_export.api import open_bundle
 from hat_export.bundle import SIGNATURE, Bundle
+from hat_export.cli import bench, export
 from hat_export.errors import BundleError, InputError, OutputError, SignatureError
 from hat_export.signature import check_signature, make_keys, public_path, sign_bundle
 
@@ -97,6 +99,23 @@ def test_damaged_signatures_and_keys(bundle_copy: Path, key: Path, content: str)
         check_signature(bundle_copy, damaged)
     with pytest.raises(InputError):
         sign_bundle(bundle_copy, damaged)
+
+
+#: Commands that use no bundle, and the one that signs them.
+WITHOUT_BUNDLE = {
+    *("onnx", "keygen", "sign", "index-delete"),
+    *("compare", "report", "scoring"),
+}
+
+
+def test_every_command_that_opens_a_bundle_can_require_a_signature() -> None:
+    seen = set()
+    for app in (export.app, bench.app):
+        for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+            options = {word for option in command.params for word in option.opts}
+            assert ("--require-signature" in options) != (name in WITHOUT_BUNDLE), name
+            seen.add(name)
+    assert seen > WITHOUT_BUNDLE
 
 
 def test_a_damaged_bundle_is_not_signed(bundle_copy: Path, key: Path) -> None:

@@ -30,9 +30,17 @@ TESTS = (
     "tests/test_alignment_kernel.py",
     "tests/test_alignment_operator.py",
     "tests/test_encoder_operators.py",
+    "tests/test_int8_linear.py",
 )
 FLAGS = "-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -DHAT_ALIGNMENT_BUILD"
 PATH_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx2 -mfma", "neon": ""}
+#: Products of 8 bits on x86, each with the flags of its unit.
+INT8_FLAGS = {
+    "amx": "-mamx-tile -mamx-int8",
+    "avx2": "-mavx2",
+    "avxvnni": "-mavx2 -mavxvnni",
+    "vnni": "-mavx512f -mavx512vnni",
+}
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -59,11 +67,15 @@ def build_stress(folder: Path, flags: str) -> Path:
         ALIGNMENT / "dispatch.cpp": "",
         ALIGNMENT / "kernel_scalar.cpp": "",
         OPERATORS / "hierarchical_score.cpp": "",
+        OPERATORS / "int8_products.cpp": "",
         OPERATORS / "kernels_scalar.cpp": "",
     }
     for path in paths:
         sources[ALIGNMENT / f"kernel_{path}.cpp"] = PATH_FLAGS[path]
         sources[OPERATORS / f"kernels_{path}.cpp"] = PATH_FLAGS[path]
+    if x86:
+        for unit, own in INT8_FLAGS.items():
+            sources[OPERATORS / f"int8_products_{unit}.cpp"] = own
     compiler = os.environ.get("CXX", "g++")
     objects = []
     for source, own in sources.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ QUERIES = {"SingleStream": 64, "MultiStream": 662, "Offline": 1, "Server": 1000}
 SERVER_SHARE = 0.5
 #: ... within so many times the SingleStream latency.
 SERVER_LATENCIES = 5.0
+#: ... and where that bound is not met, for so much of the rate, in so many tries at most: Server's
+#: result is a rate that holds its bound.
+SERVER_STEP = 0.7
+SERVER_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Load:
         most_seconds: When a scenario is ended, valid or not.
         largest_batch: Most requests that are answered together.
         delay: Seconds that an incomplete batch waits for more.
-        server_qps: Queries a second of Server; None takes :data:`SERVER_SHARE` of Offline.
+        server_qps: Queries a second of Server; None takes :data:`SERVER_SHARE` of Offline, or less
+            where that doesn't hold the bound.
         server_latency: Seconds within which 99 % of Server's queries have to be answered; None
             takes :data:`SERVER_LATENCIES` times SingleStream.
     """
@@ -95,7 +101,8 @@ def run_scenarios(
         work: What requests ask for.
         wanted: Scenarios to run; Server without wishes needs no others, it measures them itself.
         load: How LoadGen is set.
-        folder: Gets one folder a scenario with LoadGen's own files.
+        folder: Gets one folder a scenario with LoadGen's own files, and one for each rate of Server
+            that did not hold.
         step: Called with what begins.
     """
     rate, latency = _calibrate(work, load.largest_batch)
@@ -106,8 +113,19 @@ def run_scenarios(
         step(f"{work.name}: {scenario}")
         settings = _settings(scenario, load, rate, latency)
         place = folder / f"{work.name}-{scenario}"
+        for old in folder.glob(f"{place.name}-not-held-*"):
+            shutil.rmtree(old)
         place.mkdir(parents=True, exist_ok=True)
         summary, batches = _run(work, settings, load, place)
+        tries = SERVER_TRIES if scenario == "Server" and load.server_qps is None else 1
+        for number in range(1, tries):
+            if summary.valid:
+                break
+            place.rename(folder / f"{place.name}-not-held-{number}")
+            place.mkdir()
+            settings["server_target_qps"] *= SERVER_STEP
+            step(f"{work.name}: {scenario} at {settings['server_target_qps']:.1f} queries/s")
+            summary, batches = _run(work, settings, load, place)
         outcomes.append(Outcome(work.name, summary, settings, batches, place))
         if scenario == "SingleStream":
             latency = summary.result / 1e3

@@ -21,6 +21,8 @@
 
 #include "../../kernels/alignment/alignment.h"
 #include "../../kernels/operators/hierarchical_score.hpp"
+#include "../../kernels/operators/input_error.hpp"
+#include "../../kernels/operators/int8_products.hpp"
 #include "../../kernels/operators/kernels.hpp"
 
 namespace {
@@ -182,6 +184,87 @@ void try_linear(const Kernels& kernels, bool) {
     expect_near("linear", found, wanted, 2e-4F);
 }
 
+// Weights up to a magnitude; rows of all sizes of numbers, some of nothing but zeros.
+void try_int8_linear(const Kernels& kernels, hat_operators::Int8Products products, int largest) {
+    using hat_operators::kInt8Depth;
+    using hat_operators::kInt8Rows;
+    using hat_operators::kPanelColumns;
+    hat_operators::Int8LinearPlan plan{};
+    plan.rows = draw(0, 3) ? draw_size(80) : draw(0, 1) * draw(190, 400);
+    plan.depth = draw_size(300);
+    plan.padded = (plan.depth + kInt8Depth - 1) / kInt8Depth * kInt8Depth;
+    plan.columns = draw_size(200);
+    plan.activate = draw(0, 1) != 0;
+    const auto rows = static_cast<std::size_t>(plan.rows);
+    const auto depth = static_cast<std::size_t>(plan.depth);
+    const auto padded = static_cast<std::size_t>(plan.padded);
+    const auto columns = static_cast<std::size_t>(plan.columns);
+    const std::size_t panels = (columns + kPanelColumns - 1) / kPanelColumns;
+    Floats x = values(plan.rows * plan.depth), bias = values(plan.columns);
+    for (std::size_t r = 0; r < rows; ++r) {
+        const float size = draw(0, 3) ? 1.0F : std::pow(10.0F, static_cast<float>(draw(-40, 4)));
+        for (std::size_t k = 0; k < depth; ++k) x[r * depth + k] *= draw(0, 9) ? size : 0.0F;
+    }
+    Exact<std::int8_t> weight(panels * padded * kPanelColumns);
+    Floats scale(columns);
+    Exact<std::int32_t> totals(columns);
+    for (std::size_t c = 0; c < columns; ++c) {
+        scale[c] = 1.0F / static_cast<float>(largest * draw(1, 99));
+        totals[c] = 0;
+    }
+    // [panels, padded / 4, kPanelColumns, 4], zeros past the last row and column.
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+        const std::size_t in_panel = i % (padded * kPanelColumns);
+        const std::size_t k = in_panel / (4 * kPanelColumns) * 4 + i % 4;
+        const std::size_t c = i / (padded * kPanelColumns) * kPanelColumns + i / 4 % kPanelColumns;
+        const bool inside = k < depth && c < columns;
+        weight[i] =
+            static_cast<std::int8_t>(inside ? draw(-largest, largest < 128 ? largest : 127) : 0);
+        if (inside) totals[c] += weight[i];
+    }
+    plan.x = x.data();
+    plan.weight = weight.data();
+    plan.scale = scale.data();
+    plan.totals = totals.data();
+    plan.bias = draw(0, 1) ? bias.data() : nullptr;
+    const auto run = [&](const Kernels& chosen, hat_operators::Int8Products way) {
+        Floats y(rows * columns), step(rows);
+        Exact<std::uint8_t> rounded((rows + kInt8Rows) * padded);
+        Exact<std::int32_t> zero(rows);
+        plan.y = y.data();
+        plan.step = step.data();
+        plan.rounded = rounded.data();
+        plan.zero = zero.data();
+        plan.products = way;
+        in_parallel(plan.rows,
+                    [&](int64_t first, int64_t last) { chosen.round_rows(plan, first, last); });
+        const auto bytes = static_cast<std::size_t>(chosen.int8_linear_workspace(plan));
+        in_parallel(chosen.int8_linear_tasks(plan), [&](int64_t first, int64_t last) {
+            auto* sums = static_cast<std::int32_t*>(::operator new(bytes, std::align_val_t(64)));
+            chosen.int8_linear(plan, sums, first, last);
+            ::operator delete(sums, std::align_val_t(64));
+        });
+        return y;
+    };
+    Floats found = run(kernels, products);
+    Floats wanted = run(hat_operators::kernels_scalar, hat_operators::int8_products_scalar);
+    expect_near("int8 linear", found, wanted, 1e-5F);
+}
+
+// The ways of summing products of 8 bits that a path may take on this CPU, by name.
+std::map<std::string, hat_operators::Int8Products> int8_ways(std::int32_t path) {
+    std::map<std::string, hat_operators::Int8Products> found;
+    for (const char* name : {"amx", "vnni", "avxvnni", "avx2-small", "avx2", "scalar"}) {
+        setenv("HAT_EXPORT_INT8_PRODUCTS", name, 1);
+        try {
+            found[name] = hat_operators::int8_products_here(path, hat_operators::kSmallWeights);
+        } catch (const hat_operators::InputError&) {
+        }
+    }
+    unsetenv("HAT_EXPORT_INT8_PRODUCTS");
+    return found;
+}
+
 struct Captions {
     Exact<int64_t> start;
     int64_t total;
@@ -312,6 +395,11 @@ int main(int argc, char** argv) {
         repeat("masked_attention", [&](bool) { try_attention(kernels, false); });
         repeat("add_layer_norm", [&](bool other) { try_norm(kernels, other); });
         repeat("linear", [&](bool other) { try_linear(kernels, other); });
+        for (const auto& [way, products] : int8_ways(path.first)) {
+            const int largest = way == "avx2-small" ? hat_operators::kSmallWeights : 128;
+            repeat(("int8_linear:" + way).c_str(),
+                   [&](bool) { try_int8_linear(kernels, products, largest); });
+        }
         repeat("alignment", [&](bool i2t) { try_alignment(path.first, i2t); });
         // Its path is the environment's.
         setenv("HAT_EXPORT_KERNEL_PATH", name.c_str(), 1);
