@@ -6,6 +6,7 @@ the disk: no script of a dataset is run, nothing is fetched.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,33 @@ def _load(path: Path, datasets: Any) -> Any:
                 name = file.parent.name if name.isdecimal() else name
                 splits.setdefault(name, []).append(str(file))
             return datasets.load_dataset("parquet", data_files=splits)
+        for metadata in path.rglob("metadata.jsonl"):
+            _check_lines(metadata)
         return datasets.load_dataset("imagefolder", data_dir=str(path))
+    except DatasetError:
+        raise
     except Exception as error:  # the library raises whatever its parts raise
         raise _unreadable(path, error) from None
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse JSON lines that are none: the library's own parser, in C++, overflows the machine's
+    stack on deep nesting, which ends the process.
+
+    Raises:
+        DatasetError: naming the line, or if it isn't a file.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise DatasetError(f"{path}: not a regular file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.strip():
+                    json.loads(line)
+            except RecursionError:
+                raise DatasetError(f"{path}: line {number} is nested too deeply") from None
+            except ValueError as error:
+                raise DatasetError(f"{path}: line {number} is no JSON ({error})") from None
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:

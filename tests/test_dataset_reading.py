@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -186,3 +187,27 @@ def test_imagefolder(hugging_face, pictures: Path) -> None:
     lines = [{"file_name": name, "text": [f"{name}, no. {n}" for n in range(3)]} for name in NAMES]
     (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     check(read_dataset(pictures, "test"), NAMES, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        # In pyarrow's parser these end the process.
+        (b'{"text":' * 100_000 + b"1" + b"}" * 100_000, "line 1 is nested too deeply"),
+        (b"[" * 200_000 + b"]" * 200_000, "line 1 is nested too deeply"),
+        (b'{"file_name": "a.png"', "line 1 is no JSON"),
+        (b"\xff\xfe", "line 1 is no JSON"),
+    ],
+)
+def test_an_imagefolder_of_a_stranger(
+    hugging_face, pictures: Path, line: bytes, message: str
+) -> None:
+    (pictures / "metadata.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(pictures, "test")
+
+
+def test_an_imagefolders_metadata_is_a_file(hugging_face, pictures: Path) -> None:
+    os.mkfifo(pictures / "metadata.jsonl")
+    with pytest.raises(DatasetError, match="not a regular file"):
+        read_dataset(pictures, "test")

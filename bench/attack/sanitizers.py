@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,15 @@ def build_stress(folder: Path, flags: str) -> Path:
         for unit, own in INT8_FLAGS.items():
             sources[OPERATORS / f"int8_products_{unit}.cpp"] = own
     compiler = os.environ.get("CXX", "g++")
-    objects = []
-    for source, own in sources.items():
-        objects.append(folder / f"{source.stem}.o")
-        words = f"{compiler} {FLAGS} {define} {flags} {own} -c".split()
-        subprocess.run([*words, str(source), "-o", str(objects[-1])], check=True)
+
+    def build(source: Path) -> Path:
+        built = folder / f"{source.stem}.o"
+        words = f"{compiler} {FLAGS} {define} {flags} {sources[source]} -c".split()
+        subprocess.run([*words, str(source), "-o", str(built)], check=True)
+        return built
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(build, sources))
     binary = folder / "stress"
     words = f"{compiler} {flags} -pthread".split()
     subprocess.run([*words, *map(str, objects), "-o", str(binary)], check=True)
