@@ -152,8 +152,9 @@ def _load(path: Path, datasets: Any) -> Any:
 
 
 def _check_lines(path: Path) -> None:
-    """Refuse JSON lines that are none: the library's own parser, in C++, overflows the machine's
-    stack on deep nesting, which ends the process.
+    """Refuse lines that are no JSON before the library sees them.
+
+    Its own parser, in C++, overflows the machine's stack on deep nesting, which ends the process.
 
     Raises:
         DatasetError: naming the line, or if it isn't a file.
