@@ -124,6 +124,8 @@ class Run:
             sys.argv = list(command[2:])
             if prepare:
                 prepare()
+            # Of what the descriptors are now: a stream remembers whether it could seek.
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             importlib.import_module(command[2]).main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
