@@ -181,7 +181,7 @@ def _latency_rows(run: Run) -> Rows:
 
 def official(bench: Bench) -> Rows:
     """PyTorch and both bundles at official size."""
-    effort = (0.0, 1) if bench.quick else (6.0, 2)
+    effort = (0.0, 1) if bench.quick else (4.0, 2)
     return _latency(
         bench,
         "official",
