@@ -51,8 +51,9 @@ def main() -> None:
         seconds = time.monotonic() - began
         last = results.latest(results.FOLDER, f"attack_{part}")
         if options.only is not None and last is not None:  # the others' rows are those of before
-            again = {next(iter(row.values())): row for row in rows}
-            rows = [again.get(next(iter(row.values())), row) for row in last["rows"]]
+            columns = 2 if part == "faults" else 1  # that name a row
+            merged = {tuple(row.values())[:columns]: row for row in [*last["rows"], *rows]}
+            rows = list(merged.values())
             seconds += last["seconds"]
         results.append(results.FOLDER, f"attack_{part}", rows, seconds)
 

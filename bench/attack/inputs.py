@@ -40,6 +40,10 @@ COMMAND_SECONDS = 120
 SHOWN = 12
 
 
+class BrokenDoorError(Exception):
+    """A door that can't be tried."""
+
+
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="hat-attack-") as sound:
         samples.make_sound(Path(sound))
@@ -60,7 +64,11 @@ def _open(name: str, options: argparse.Namespace, sound: Path) -> dict[str, Any]
     if missing:
         print(f"{door.name}: not tried, {missing[0]} isn't installed", flush=True)
         return {"door": door.name, "attack": f"not tried: {missing[0]} isn't installed"}
-    outcomes = _try_all(name, sound, options.seed, options.count)
+    try:
+        outcomes = _try_all(name, sound, options.seed, options.count)
+    except BrokenDoorError as error:  # the other doors' findings count
+        print(error, flush=True)
+        return {"door": door.name, "attack": f"not tried: {error}"}
     commands = _try_commands(name, sound, options.seed, min(COMMANDS, options.count))
     _show(name, outcomes + commands)
     return _row(name, outcomes, commands)
@@ -107,7 +115,7 @@ def _try_all(name: str, sound: Path, seed: int, count: int) -> list[Outcome]:
             theirs.close()
             outcomes += _watch(ours, process)
             if len(outcomes) == done:
-                raise SystemExit(f"{name}: its process ends before the first input")
+                raise BrokenDoorError(f"{name}: its process ends before an input is made")
     return outcomes
 
 

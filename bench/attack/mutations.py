@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -178,7 +179,7 @@ def _fault_at(rng: Random, root: Any) -> tuple[str, Any]:
     if isinstance(root, (dict, list)):
         collect(root)
     if not holders or rng.random() < 0.02:
-        return "root of another type", rng.choice(VALUES)
+        return "root of another type", deepcopy(rng.choice(VALUES))
     # Every level is as likely as another: a manifest has hundreds of leaves and few keys on top.
     holder, key = rng.choice(holders if rng.random() < 0.6 else holders[: len(root) * 2])
     kind = rng.randrange(7)
@@ -205,7 +206,7 @@ def _fault_at(rng: Random, root: Any) -> tuple[str, Any]:
     if kind == 5 and isinstance(holder[key], (int, float)):
         holder[key] = rng.choice((-1, 0, 1 << 20, 1 << 31, 1 << 40, 10**30, float("nan"), 1e300))
         return "wrong number", root
-    holder[key] = rng.choice(VALUES)
+    holder[key] = deepcopy(rng.choice(VALUES))  # the next fault may be within it
     return "value of another type", root
 
 
