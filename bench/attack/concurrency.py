@@ -69,7 +69,8 @@ def shared(bundle: Path, calls: int) -> dict[str, Any]:
     with hat_export.open_bundle(bundle, threads=2) as session:
         expected = [work(session, seed) for seed in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: work(session, n % 8), range(calls // 4)))
+            # Eight threads' arenas take longer to grow to their size than one thread's.
+            list(pool.map(lambda n: work(session, n % 8), range(2 * WARM_UP)))
             before = resident()
             found = pool.map(lambda n: (n, work(session, n % 8)), range(calls))
             different = sum(not np.array_equal(scores, expected[n % 8]) for n, scores in found)

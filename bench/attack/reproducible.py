@@ -124,7 +124,8 @@ def export(surroundings: Surroundings, name: str) -> dict[str, str]:
     bundles.mkdir(exist_ok=True)
     places = {"CHECKPOINT": str(folder / f"model-{surroundings.threads}" / MODEL.name)}
     places |= {other: str(bundles / other) for other in EXPORTS}
-    command = [places.get(word, word) for word in EXPORTS[name]]
+    verb, *words = EXPORTS[name]
+    command = [verb, *(places.get(word, word) for word in words)]
     home = folder / f"home-{surroundings.threads}"
     home.mkdir(exist_ok=True)
     done = subprocess.run(
