@@ -70,6 +70,7 @@ test-serve: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Run the runtime with
 		$(SERVE_VENV)/bin/python -m pytest -m "not gpu" $(SERVE_TESTS) $(PYTEST_ARGS)
 
 # The runtime without torch, at the lowest and at the newest versions that pyproject.toml allows.
+# Not by python -m pytest: that would find the sources here before the package that is installed.
 RUNTIME_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_index.py \
 	tests/test_spec.py tests/test_files.py tests/test_retrieval.py tests/test_image_search.py
 test-lowest: RESOLUTION := lowest-direct
@@ -80,7 +81,7 @@ test-lowest test-newest: $(VENV)/.installed  ## Run the runtime's tests at the l
 	$(BIN)/uv pip install --python build/$@/venv/bin/python --resolution $(RESOLUTION) \
 		".[cpu]" "pytest>=8.3" "hypothesis>=6.120"
 	HAT_EXPORT_TEST_BUNDLE=$(CURDIR)/build/$@/bundle \
-		build/$@/venv/bin/python -m pytest -p no:cacheprovider $(RUNTIME_TESTS) $(PYTEST_ARGS)
+		build/$@/venv/bin/pytest -p no:cacheprovider $(RUNTIME_TESTS) $(PYTEST_ARGS)
 
 # torch as PyPI has it, with CUDA. For another build install that first, then the others by name
 # from this file: pip takes what fits as installed.
