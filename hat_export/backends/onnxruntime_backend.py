@@ -29,8 +29,8 @@ from hat_export.tokenizer import CaptionTokenizer
 PACKED_ATTENTION = "packed"
 
 #: Microseconds that the threads of a session go on spinning for work. ONNX Runtime's own default
-#: lasts 30 to 60 milliseconds: a bundle has two sessions, and while the image encoder's threads
-#: spin, a caption at official size took 79 ms on two cores instead of 42. Without any spinning
+#: lasts tens of milliseconds: a bundle has two sessions, and while the image encoder's threads
+#: spun, a caption at official size took 79 ms on two cores instead of 42. Without any spinning
 #: short calls in succession pay for waking threads. Releases that don't know the entry ignore it.
 SPIN_MICROSECONDS = 1000
 
