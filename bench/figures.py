@@ -435,7 +435,7 @@ PARTS = {
     "runtime": Part(runtime, 1.5),
     "serving": Part(serving, 2),
     # Long: so many passes that a tenth can be told on a noisy machine.
-    "reproducibility": Part(reproducibility, 15, False),
+    "reproducibility": Part(reproducibility, 20, False),
     # Beside other tools, which take most of the time and are to be installed for it.
     "peers": Part(peers, 20, False),
     "quantization": Part(quantization, 8, False),
