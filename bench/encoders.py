@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ sys.path.insert(0, str(HERE))
 
 from hat_export.bundle import Bundle  # noqa: E402
 from hat_export.environment import default_threads, environment  # noqa: E402
+from hat_export.partial import remove  # noqa: E402
 from hat_export.roofline.products import image_products, text_products  # noqa: E402
 from hat_export.spec import ModelSpec  # noqa: E402
 from peers.points import Point  # noqa: E402
@@ -109,11 +109,8 @@ def prepare(checkpoint: Path, folder: Path, ready: dict[str, Path | None]) -> No
     for name, options in {"standard": (), "packed": ("--target", "onnxruntime")}.items():
         bundle = ready[name]
         if bundle is not None:
-            link = folder / name
-            if link.is_dir() and not link.is_symlink():
-                shutil.rmtree(link)
-            link.unlink(missing_ok=True)
-            link.symlink_to(bundle.resolve())
+            remove(folder / name)
+            (folder / name).symlink_to(bundle.resolve())
         elif not (folder / name).is_dir():
             command = ["-m", "hat_export.cli.export", "onnx", checkpoint, folder / name]
             flags = ["--require-fused", "--quiet", *options]

@@ -6,7 +6,6 @@ the disk: no script of a dataset is run, nothing is fetched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from hat_export.dataset import CaptionDataset, CaptionedImage, decode
-from hat_export.dataset_tables import captions_of
+from hat_export.dataset_tables import captions_of, json_line
 from hat_export.errors import BackendUnavailableError, DatasetError
 from hat_export.image_sources import UNREADABLE, read_regular
 
@@ -163,13 +162,8 @@ def _check_lines(path: Path) -> None:
         raise DatasetError(f"{path}: not a regular file")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                if line.strip():
-                    json.loads(line)
-            except RecursionError:
-                raise DatasetError(f"{path}: line {number} is nested too deeply") from None
-            except ValueError as error:
-                raise DatasetError(f"{path}: line {number} is no JSON ({error})") from None
+            if line.strip():
+                json_line(line, f"{path}: line {number}")
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:

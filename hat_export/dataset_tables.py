@@ -59,13 +59,24 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{path}: line {number} is no JSON ({error})") from None
+        row = json_line(line, f"{path}: line {number}")
         if not isinstance(row, dict):
             raise DatasetError(f"{path}: line {number} is no JSON object")
         yield number, row
+
+
+def json_line(line: str | bytes, where: str) -> Any:
+    """The value of a line of a JSON lines file; ``where`` names it in errors.
+
+    Raises:
+        DatasetError: if it is no JSON, or nested deeper than Python follows.
+    """
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise DatasetError(f"{where} is nested too deeply") from None
+    except ValueError as error:
+        raise DatasetError(f"{where} is no JSON ({error})") from None
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:

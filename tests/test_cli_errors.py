@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from test_cli import command
+
 #: A program whose only command raises what is put in.
 PROGRAM = """
 import typer
@@ -73,8 +75,8 @@ def test_nobody_takes_the_output(tiny_bundle: Path, stream: str) -> None:
         os.close(read)
     else:
         write = os.open("/dev/full", os.O_WRONLY)
-    command = [sys.executable, "-m", "hat_export.cli.export", "inspect", str(tiny_bundle)]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    inspect = command("hat-export", "inspect", tiny_bundle)
+    done = subprocess.run(inspect, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert done.returncode == 1
     if stream == "closed pipe":

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+
+from conftest import on_path
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.fixture(scope="module")
 def readme():
-    sys.path.insert(0, str(BENCH))
-    try:
+    with on_path(BENCH):
         import readme
 
         return readme
-    finally:
-        sys.path.remove(str(BENCH))
 
 
 def test_figures_are_those_of_the_results(readme) -> None:

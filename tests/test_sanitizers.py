@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from conftest import on_path
 
 ATTACK = Path(__file__).resolve().parents[1] / "bench" / "attack"
 SHAPES = 20
@@ -19,24 +19,22 @@ SHAPES = 20
 
 @pytest.fixture(scope="module")
 def sanitizers():
-    sys.path.insert(0, str(ATTACK))
-    try:
+    with on_path(ATTACK):
         import sanitizers
 
         return sanitizers
-    finally:
-        sys.path.remove(str(ATTACK))
 
 
 @pytest.fixture(scope="module")
 def flags(sanitizers, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Options of the compiler; skips where it has no sanitizers."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = os.environ.get("CXX", "g++")
     chosen: str = sanitizers.SANITIZERS["ASan + UBSan"]
     probe = tmp_path_factory.mktemp("probe") / "probe"
     command = f"{compiler} {chosen} -x c++ - -o {probe}".split()
-    done = subprocess.run(command, input=b"int main() {}", capture_output=True, check=False)
-    if compiler is None or done.returncode:
+    try:
+        subprocess.run(command, input=b"int main() {}", capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         pytest.skip("the C++ compiler has no AddressSanitizer and UndefinedBehaviorSanitizer")
     return chosen
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -11,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from conftest import on_path
 
 pytest.importorskip("torch")
 
@@ -26,15 +27,12 @@ NAMES = (
 
 @pytest.fixture(scope="module")
 def attack() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(ATTACK))
-    try:
+    with on_path(ATTACK):
         import doors
         import samples
         import table
 
         yield {"doors": doors, "samples": samples, "table": table}
-    finally:
-        sys.path.remove(str(ATTACK))
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,10 @@ COMMAND_SECONDS = 120
 SHOWN = 12
 
 
+#: How the row of a door begins that should have been tried and could not be.
+BROKEN = "broken"
+
+
 class BrokenDoorError(Exception):
     """A door that can't be tried."""
 
@@ -48,6 +52,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="hat-attack-") as sound:
         samples.make_sound(Path(sound))
         return _run(options, Path(sound))
+
+
+def broken(rows: list[dict[str, Any]]) -> list[str]:
+    """Doors that should have been tried and could not be."""
+    return [row["door"] for row in rows if row["attack"].startswith(f"{BROKEN}: ")]
 
 
 def _run(options: argparse.Namespace, sound: Path) -> list[dict[str, Any]]:
@@ -68,7 +77,7 @@ def _open(name: str, options: argparse.Namespace, sound: Path) -> dict[str, Any]
         outcomes = _try_all(name, sound, options.seed, options.count)
     except BrokenDoorError as error:  # the other doors' findings count
         print(error, flush=True)
-        return {"door": door.name, "attack": f"not tried: {error}"}
+        return {"door": door.name, "attack": f"{BROKEN}: {error}"}
     commands = _try_commands(name, sound, options.seed, min(COMMANDS, options.count))
     _show(name, outcomes + commands)
     return _row(name, outcomes, commands)
