@@ -314,7 +314,7 @@ def load(bench: Bench) -> Rows:
 def reproducibility(bench: Bench) -> Rows:
     """Error rates of hat-bench compare over repetitions of the same and of a slowed target."""
     folder = bench.out / "reproducibility"
-    count, passes = (2, 2) if bench.quick else (20, 10)
+    count, passes = (2, 2) if bench.quick else (20, 25)
     bench.run(
         *(HERE / "reproducibility.py", bench.tiny(), "--out", folder, "--repetitions", count),
         *("--passes", passes, "--seconds", 0.04 * passes),
@@ -435,7 +435,7 @@ PARTS = {
     "runtime": Part(runtime, 1.5),
     "serving": Part(serving, 2),
     # Long: so many passes that a tenth can be told on a noisy machine.
-    "reproducibility": Part(reproducibility, 20, False),
+    "reproducibility": Part(reproducibility, 45, False),
     # Beside other tools, which take most of the time and are to be installed for it.
     "peers": Part(peers, 20, False),
     "quantization": Part(quantization, 8, False),
