@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from hat_export.errors import InputError
-from hat_export.latency.compare import compare_runs, comparison_report
+from hat_export.latency.compare import (
+    Change,
+    compare_runs,
+    comparison_report,
+    passes_wanted,
+)
 from hat_export.latency.statistics import (
     Passes,
     Sides,
@@ -178,6 +183,36 @@ def test_a_change_within_the_margin_is_of_no_interest() -> None:
     new = made_up_run(made_up_case(10.3, noise=1e-4, seed=1))
     assert compare_runs(old, new)[0].verdict == "slower"
     assert compare_runs(old, new, margin=0.05)[0].verdict == "no difference"
+
+
+def test_the_passes_that_are_advised_find_a_slowdown_of_a_tenth() -> None:
+    def pair(passes: int, seed: int) -> list[Change]:
+        old, new = (
+            made_up_run(made_up_case(at, noise=0.05, passes=passes, seed=seed + place))
+            for place, at in enumerate((10, 11))
+        )
+        return compare_runs(old, new)
+
+    wanted = [passes_wanted(pair(4, 2 * seed), 0.02) for seed in range(50)]
+    usual = sorted(count for count in wanted if count)[25]
+    assert usual > 4
+    found = sum(pair(usual, 1000 + 2 * seed)[0].verdict == "slower" for seed in range(100))
+    assert 80 <= found < 100
+    assert sum(pair(4, 1000 + 2 * seed)[0].verdict == "slower" for seed in range(100)) < 60
+
+
+def test_a_comparison_says_how_many_passes_it_wants() -> None:
+    old, new = (made_up_run(made_up_case(10, noise=0.05, seed=seed)) for seed in range(2))
+    changes = compare_runs(old, new)
+    report = comparison_report(old, new, changes, ("old", "new"), 0.02)
+    wanted = passes_wanted(changes, 0.02)
+    assert f"it takes about --passes {wanted} in both runs" in report.summary[1]
+    assert report.data["passes_wanted"] == wanted
+    quiet = [made_up_run(made_up_case(10, noise=1e-3, seed=seed)) for seed in range(2)]
+    calm = comparison_report(*quiet, compare_runs(*quiet), ("old", "new"), 0.02)
+    assert calm.summary[1].startswith("At this noise a slowdown of 10% in any case would be found")
+    assert passes_wanted(changes, 0.1) is None
+    assert len(comparison_report(old, new, changes, ("old", "new"), 0.1).summary) == 1
 
 
 def test_other_names_belong_together_only_if_they_are_alone() -> None:

@@ -35,6 +35,7 @@ class Change:
         before: Median of the old run, in seconds.
         after: Median of the new run, in seconds.
         waited: Share of the calls' time, old and new, in which a thread got no core.
+        passes: Passes of the old run and of the new one.
         ratio: Time new / old, the machine's own change taken out.
         verdict: ``slower``, ``faster`` or ``no difference``.
     """
@@ -43,6 +44,7 @@ class Change:
     before: float
     after: float
     waited: tuple[float, float]
+    passes: tuple[int, int]
     ratio: Interval
     verdict: str
 
@@ -88,6 +90,7 @@ def compare_runs(
             first.median,
             second.median,
             (first.waited, second.waited),
+            (len(first.passes), len(second.passes)),
             ratio,
             _verdict(ratio, margin),
         )
@@ -167,11 +170,13 @@ def comparison_report(
         f"({c.ratio.low - 1:.1%} to {c.ratio.high - 1:.1%})."
         for c in slower
     ]
+    summary += _advice(changes, margin)
     summary += _differences(old, new)
     data = {
         "old": names[0],
         "new": names[1],
         "margin": margin,
+        "passes_wanted": passes_wanted(changes, margin),
         "confidence_each": level,
         "changes": [
             {
@@ -196,6 +201,48 @@ def comparison_report(
 def _visible(ratio: Interval, margin: float) -> float:
     """Smallest slowdown whose interval would lie beyond the margin, at this run's noise."""
     return (1 + margin) * ratio.value / ratio.low - 1
+
+
+#: The slowdown that a comparison is meant to find, and how often.
+SOUGHT = 0.10
+SOUGHT_SHARE = 0.9
+
+
+def passes_wanted(changes: Sequence[Change], margin: float) -> int | None:
+    """Passes of both runs that would find a slowdown of a tenth in any case, nine times of ten.
+
+    Half an interval shrinks with the root of the passes; beyond it, the estimate itself scatters.
+
+    Args:
+        changes: From :func:`compare_runs`.
+        margin: As given to it.
+
+    Returns:
+        About how many; None if the margin leaves no such slowdown.
+    """
+    room = math.log((1 + SOUGHT) / (1 + margin))
+    if room <= 0:
+        return None
+    normal = statistics.NormalDist()
+    tail = normal.inv_cdf(1 - (1 - CONFIDENCE) / len(changes) / 2)
+    half = room / (1 + normal.inv_cdf(SOUGHT_SHARE) / tail)
+    return max(
+        math.ceil(
+            statistics.harmonic_mean(change.passes)
+            * (math.log(change.ratio.high / change.ratio.value) / half) ** 2
+        )
+        for change in changes
+    )
+
+
+def _advice(changes: Sequence[Change], margin: float) -> list[str]:
+    wanted = passes_wanted(changes, margin)
+    if wanted is None:
+        return []
+    finds = f"a slowdown of {SOUGHT:.0%} in any case would be found {SOUGHT_SHARE:.0%} of the time"
+    if wanted <= min(min(change.passes) for change in changes):
+        return [f"At this noise {finds}."]
+    return [f"At this noise it takes about --passes {wanted} in both runs, so that {finds}."]
 
 
 #: Difference of the anchor's speed between two runs that the report warns of.

@@ -19,9 +19,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from hat_export.backends.onnxruntime_backend import session_options
 from hat_export.errors import BundleError, InputError
 from hat_export.evaluate import Progress, silent
-from hat_export.kernels import operators
 
 #: Further outputs that a graph gets at a time.
 PROBES = 4
@@ -252,12 +252,7 @@ class _Graph:
     def _run(
         self, model: onnx.ModelProto, feeds: Arrays, wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if self._packed:
-            options.register_custom_ops_library(str(operators.library_path()))
+        options = session_options(self._threads, self._packed)
         try:
             session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
