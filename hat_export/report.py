@@ -37,7 +37,7 @@ h3{font-size:.95rem;margin:0 0 .6rem}h4{font-size:.85rem;margin:0 0 .3rem;color:
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}th{background:var(--soft)}
-th.text,td.text{text-align:left}td.long{white-space:normal;min-width:16rem}
+th.text,td.text{text-align:left}td.long{white-space:normal;min-width:12rem}
 .note{color:var(--faint);font-size:.9em;max-width:60rem}
 .card{border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.8rem 0;
 display:grid;grid-template-columns:minmax(9rem,1fr) 2fr 2fr;gap:.4rem 1.4rem}

@@ -9,7 +9,7 @@ import numpy as np
 
 from hat_export.plots import svg
 
-WIDTH, ROW, LEFT, RIGHT = 500.0, 46.0, 150.0, 16.0
+WIDTH, ROW, LEFT, RIGHT = 500.0, 46.0, 162.0, 16.0
 #: Dots of a row; more would only cover each other.
 MOST_DOTS = 250
 
@@ -33,7 +33,7 @@ def distribution(title: str, unit: str, series: Sequence[tuple[str, Sequence[flo
     parts = [svg.axis_below(scale, 4, bottom, unit)]
     for row, (name, values) in enumerate(series):
         middle = 12 + ROW * (row + 0.5)
-        parts.append(svg.label(LEFT - 8, middle + 4, svg.shortened(name, 21), "end"))
+        parts.append(svg.label(LEFT - 8, middle + 4, svg.shortened(name, 23), "end"))
         parts.append(_row(np.asarray(values, np.float64), scale, middle, row, name, unit))
     return svg.canvas(WIDTH, bottom + 42, title, parts)
 
