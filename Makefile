@@ -117,7 +117,7 @@ types: build/types/.installed
 		echo "error: mypy must check all $$expected modules of hat_export/, kernels/ and cli/;" \
 			"delete build/ and look for a module that the wheel lacks" >&2; exit 1; }
 
-bench: $(VENV)/.installed  ## Measure the published figures on this machine and write them into README
+bench: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Measure the published figures on this machine and write them into README
 	$(BIN)/python bench/figures.py --out runs/bench $(BENCH_ARGS)
 
 ATTACK_ARGS ?=
