@@ -442,6 +442,9 @@ PARTS = {
     "quantization_official": Part(quantization_official, 9, False),
 }
 
+#: Limit of a run of all usual parts.
+MINUTES = 38.0
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -450,7 +453,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the parts and end")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="models and reports")
     parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the rows")
-    parser.add_argument("--minutes", type=float, default=38.0, help="no part goes on longer")
+    limit = f"no part goes on longer [{MINUTES:g}, or half as long again as the parts named take]"
+    parser.add_argument("--minutes", type=float, help=limit)
     parser.add_argument("--quick", action="store_true", help="try everything on few samples")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.parts if name not in PARTS]
@@ -464,6 +468,8 @@ def main() -> None:
     if arguments.quick and arguments.results == results.FOLDER:
         arguments.results = arguments.out / "results"  # few samples are no figures to publish
     chosen = arguments.parts or [name for name, part in PARTS.items() if part.usual]
+    if arguments.minutes is None:
+        arguments.minutes = max(MINUTES, 1.5 * sum(PARTS[part].minutes for part in arguments.parts))
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     failed = measure(chosen, arguments)
