@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 
 from hat_export.errors import InputError
-from hat_export.latency.compare import (
-    Change,
-    compare_runs,
-    comparison_report,
-    passes_wanted,
-)
+from hat_export.latency.compare import Change, compare_runs, comparison_report, passes_wanted
 from hat_export.latency.statistics import (
     Passes,
     Sides,

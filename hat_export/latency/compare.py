@@ -83,7 +83,7 @@ def compare_runs(
             "both runs have one pass only, which does not show by how much two runs of the same "
             "differ; measure with --passes 3"
         )
-    confidence = 1 - (1 - CONFIDENCE) / len(both)
+    confidence = confidence_each(len(both))
     return [
         Change(
             second,
@@ -96,6 +96,11 @@ def compare_runs(
         )
         for (first, second), ratio in zip(both, ratios_of_runs(sides, confidence), strict=True)
     ]
+
+
+def confidence_each(cases: int) -> float:
+    """Confidence of each of some intervals that hold together at the usual one (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / cases
 
 
 def _pairs(old: Run, new: Run) -> dict[str, str]:
@@ -150,7 +155,8 @@ def comparison_report(
         *("", "target", "threads", "old p50 ms", "new p50 ms", "change"),
         *("interval", "would show from", "waited", "verdict"),
     )
-    level = 1 - (1 - CONFIDENCE) / len(changes)
+    level = confidence_each(len(changes))
+    wanted = passes_wanted(changes, margin)
     note = (
         "Change: of the time without waits for a core, corrected by the anchor as far as the "
         "targets follow it, so that a machine that is busy or slower as a whole is no change; the "
@@ -170,13 +176,13 @@ def comparison_report(
         f"({c.ratio.low - 1:.1%} to {c.ratio.high - 1:.1%})."
         for c in slower
     ]
-    summary += _advice(changes, margin)
+    summary += _advice(changes, wanted)
     summary += _differences(old, new)
     data = {
         "old": names[0],
         "new": names[1],
         "margin": margin,
-        "passes_wanted": passes_wanted(changes, margin),
+        "passes_wanted": wanted,
         "confidence_each": level,
         "changes": [
             {
@@ -224,7 +230,7 @@ def passes_wanted(changes: Sequence[Change], margin: float) -> int | None:
     if room <= 0:
         return None
     normal = statistics.NormalDist()
-    tail = normal.inv_cdf(1 - (1 - CONFIDENCE) / len(changes) / 2)
+    tail = normal.inv_cdf(0.5 + confidence_each(len(changes)) / 2)
     half = room / (1 + normal.inv_cdf(SOUGHT_SHARE) / tail)
     return max(
         math.ceil(
@@ -235,8 +241,7 @@ def passes_wanted(changes: Sequence[Change], margin: float) -> int | None:
     )
 
 
-def _advice(changes: Sequence[Change], margin: float) -> list[str]:
-    wanted = passes_wanted(changes, margin)
+def _advice(changes: Sequence[Change], wanted: int | None) -> list[str]:
     if wanted is None:
         return []
     finds = f"a slowdown of {SOUGHT:.0%} in any case would be found {SOUGHT_SHARE:.0%} of the time"
