@@ -12,7 +12,7 @@ GPU_EXTRAS ?= export,gpu,trt,rtx,bench,dev
 # Where a server runs: no torch, and numpy 1 for the server's Python backend. The server itself comes
 # in nvidia-pytriton, whose own Python packages aren't needed.
 SERVE_VENV := .venv-serve
-SERVE_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_serving.py
+SERVE_TESTS := tests/runtime/test_runtime.py tests/data/test_golden_preprocess.py tests/serving/test_serving.py
 
 comma := ,
 LOCKED_EXTRAS := $(subst $(comma), ,$(EXTRAS))
@@ -71,8 +71,8 @@ test-serve: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Run the runtime with
 
 # The runtime without torch, at the lowest and at the newest versions that pyproject.toml allows.
 # Not by python -m pytest: that would find the sources here before the package that is installed.
-RUNTIME_TESTS := tests/test_runtime.py tests/test_golden_preprocess.py tests/test_index.py \
-	tests/test_spec.py tests/test_files.py tests/test_retrieval.py tests/test_image_search.py
+RUNTIME_TESTS := tests/runtime/test_runtime.py tests/data/test_golden_preprocess.py tests/index/test_images.py \
+	tests/test_spec.py tests/base/test_files.py tests/score/test_metrics.py tests/index/test_query.py
 test-lowest: RESOLUTION := lowest-direct
 test-newest: RESOLUTION := highest
 test-lowest test-newest: $(VENV)/.installed  ## Run the runtime's tests at the lowest (newest) versions of its libraries

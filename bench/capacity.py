@@ -24,14 +24,15 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import hat_export  # noqa: E402
-from hat_export.index import ImageIndex, ReducedImages, record_layout  # noqa: E402
-from hat_export.index_captions import prepare  # noqa: E402
-from hat_export.index_file import ALIGNMENT  # noqa: E402
-from hat_export.index_projection import pooled_width  # noqa: E402
-from hat_export.index_storage import STORAGES  # noqa: E402
-from hat_export.search import score_index  # noqa: E402
-from hat_export.self_test import noise_captions  # noqa: E402
-from hat_export.session import Session  # noqa: E402
+from hat_export.index.images import ImageIndex, record_layout  # noqa: E402
+from hat_export.index.record_file import ALIGNMENT  # noqa: E402
+from hat_export.index.search import score_index  # noqa: E402
+from hat_export.index.storage import STORAGES  # noqa: E402
+from hat_export.runtime.self_test import noise_captions  # noqa: E402
+from hat_export.runtime.session import Session  # noqa: E402
+from hat_export.score.captions import prepare  # noqa: E402
+from hat_export.score.features import ReducedImages  # noqa: E402
+from hat_export.score.projection import pooled_width  # noqa: E402
 
 IMAGES = 4
 CAPTIONS = 32

@@ -28,10 +28,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from hat_export.bundle import Bundle  # noqa: E402
-from hat_export.environment import default_threads, environment  # noqa: E402
-from hat_export.partial import remove  # noqa: E402
-from hat_export.roofline.products import image_products, text_products  # noqa: E402
+from hat_export.base.atomic import remove  # noqa: E402
+from hat_export.base.machine import default_threads, environment  # noqa: E402
+from hat_export.benchmark.roofline.products import image_products, text_products  # noqa: E402
+from hat_export.bundle.bundle import Bundle  # noqa: E402
 from hat_export.spec import ModelSpec  # noqa: E402
 from peers.points import Point  # noqa: E402
 

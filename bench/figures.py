@@ -31,8 +31,8 @@ sys.path.insert(0, str(HERE))
 
 import readme  # noqa: E402
 import results  # noqa: E402
-from hat_export.latency.record import Run, read_run  # noqa: E402
-from hat_export.latency.statistics import paired_ratio  # noqa: E402
+from hat_export.benchmark.latency.record import Run, read_run  # noqa: E402
+from hat_export.benchmark.latency.statistics import paired_ratio  # noqa: E402
 
 Rows = list[dict[str, Any]]
 DEMO = ROOT / "demo" / "hat-tiny-emojicap"

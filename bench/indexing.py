@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hat_export.environment import environment
-from hat_export.index import ImageIndex
-from hat_export.index_file import IndexRecoveryWarning
+from hat_export.base.machine import environment
+from hat_export.index.images import ImageIndex
+from hat_export.index.record_file import IndexRecoveryWarning
 
 
 def write_images(path: Path, count: int, side: int) -> None:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tests" / "golden"))
 def make_checkpoint(path: Path) -> None:
     """The stand-in weights in the official layout, as a Lightning-like file."""
     import torch
+
     from hat_reference_weights import make_weights
 
     table = json.loads((ROOT / "tests/golden/official_state_dict.json").read_text())["tensors"]

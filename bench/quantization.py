@@ -31,21 +31,19 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.backends.onnxruntime_backend import (
-    OnnxRuntimeSession,
-)
-from hat_export.bundle import TOKENIZER, Bundle, list_files, read_manifest, write_manifest
-from hat_export.dataset import CaptionDataset, read_karpathy
-from hat_export.environment import cpu_features, default_threads, environment, peak_memory
-from hat_export.evaluate import score_dataset
+from hat_export.base.machine import cpu_features, default_threads, environment, peak_memory
+from hat_export.bundle.bundle import TOKENIZER, Bundle, list_files, read_manifest, write_manifest
+from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.export.calibration import dataset_feeds
+from hat_export.parity.comparison import compare
+from hat_export.parity.statistics import deltas
+from hat_export.parity.top_k_overlap import top_kept
 from hat_export.quantize.bundles import ENCODERS
 from hat_export.quantize.search import encoder_bytes
-from hat_export.recall.comparison import compare
-from hat_export.recall.kept import top_kept
-from hat_export.recall.statistics import deltas
-from hat_export.self_test import noise_captions, noise_pixels
-from hat_export.tokenizer import CaptionTokenizer
+from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
+from hat_export.runtime.evaluate import score_dataset
+from hat_export.runtime.self_test import noise_captions, noise_pixels
 
 #: Seconds before a call: idle thread pools spin for a while and would take cores from the next.
 PAUSE = 0.1

@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import hat_export
-from hat_export.environment import environment
-from hat_export.hardware import hardware
-from hat_export.latency.cases import Sizes
-from hat_export.latency.compare import MARGIN, Change, compare_runs
-from hat_export.latency.record import Run, measured, read_run
-from hat_export.latency.report import latency_report
-from hat_export.latency.run import Effort, Opener, measure_targets
-from hat_export.report import write_report
-from hat_export.session import Session
+from hat_export.base.hardware import hardware
+from hat_export.base.machine import environment
+from hat_export.benchmark.latency.cases import Sizes
+from hat_export.benchmark.latency.compare import MARGIN, Change, compare_runs
+from hat_export.benchmark.latency.record import Run, measured, read_run
+from hat_export.benchmark.latency.report import latency_report
+from hat_export.benchmark.latency.run import Effort, Opener, measure_targets
+from hat_export.report.report import write_report
+from hat_export.runtime.session import Session
 
 SIZES = Sizes(images=(1,), texts=(32,), words=16, scores=((8, 32),), galleries=())
 

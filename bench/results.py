@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hat_export.environment import environment
-from hat_export.hardware import hardware
+from hat_export.base.hardware import hardware
+from hat_export.base.machine import environment
 
 FOLDER = Path(__file__).resolve().parent / "results"
 

@@ -28,18 +28,18 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy 
 import numpy as np  # noqa: E402
 
 import hat_export  # noqa: E402
-from hat_export.dataset import CaptionDataset, read_karpathy  # noqa: E402
-from hat_export.environment import environment, peak_memory  # noqa: E402
-from hat_export.evaluate import score_dataset  # noqa: E402
-from hat_export.features import TextFeatures  # noqa: E402
-from hat_export.index import ImageIndex, ReducedImages  # noqa: E402
-from hat_export.index_captions import CaptionIndex  # noqa: E402
-from hat_export.index_projection import Projection, Projections  # noqa: E402
-from hat_export.index_storage import STORAGES  # noqa: E402
-from hat_export.retrieval import RECALL_AT, fold_mean, rank  # noqa: E402
-from hat_export.search import score_index, search  # noqa: E402
-from hat_export.search_benchmark import build_index, encode_texts  # noqa: E402
-from hat_export.session import Session  # noqa: E402
+from hat_export.base.machine import environment, peak_memory  # noqa: E402
+from hat_export.benchmark.search import build_index, encode_texts  # noqa: E402
+from hat_export.data.dataset import CaptionDataset, read_karpathy  # noqa: E402
+from hat_export.index.captions import CaptionIndex  # noqa: E402
+from hat_export.index.images import ImageIndex  # noqa: E402
+from hat_export.index.search import score_index, search  # noqa: E402
+from hat_export.index.storage import STORAGES  # noqa: E402
+from hat_export.runtime.evaluate import score_dataset  # noqa: E402
+from hat_export.runtime.session import Session  # noqa: E402
+from hat_export.score.features import ReducedImages, TextFeatures  # noqa: E402
+from hat_export.score.metrics import RECALL_AT, fold_mean, rank  # noqa: E402
+from hat_export.score.projection import Projection, Projections  # noqa: E402
 from hat_export.spec import OFFICIAL, TINY, ModelSpec  # noqa: E402
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hat_export.bundle import Bundle
-from hat_export.environment import environment
-from hat_export.report import Report, Table, write_report
-from hat_export.self_test import noise_captions
+from hat_export.base.machine import environment
+from hat_export.bundle.bundle import Bundle
+from hat_export.report.report import Report, Table, write_report
+from hat_export.runtime.self_test import noise_captions
 from hat_export.serving.local_server import LocalServer
 from hat_export.serving.names import IMAGE, TEXT
 from hat_export.serving.repository import ServingOptions, write_repository

@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.backends.engine_runner import PARTS
-from hat_export.backends.tensorrt_backend import TensorRtSession
-from hat_export.bundle import Bundle
-from hat_export.environment import environment
+from hat_export.base.machine import environment
+from hat_export.bundle.bundle import Bundle
+from hat_export.bundle.engines import Range
+from hat_export.bundle.precision import PRECISIONS
 from hat_export.errors import HatError
-from hat_export.export.trt.engine_export import export_engines
-from hat_export.export.trt.request import ProfileRequest, choose_targets
 from hat_export.model.checkpoint import load_hat
-from hat_export.precision import PRECISIONS
-from hat_export.report import Report, Table, write_report
-from hat_export.self_test import noise_captions, noise_pixels
-from hat_export.trt.engine_info import Range
-from hat_export.trt.library import find_gpu, load_library
+from hat_export.report.report import Report, Table, write_report
+from hat_export.runtime.backends.engine_runner import PARTS
+from hat_export.runtime.backends.tensorrt_backend import TensorRtSession
+from hat_export.runtime.self_test import noise_captions, noise_pixels
+from hat_export.runtime.trt_library import find_gpu, load_library
+from hat_export.tensorrt.engine_export import export_engines
+from hat_export.tensorrt.request import ProfileRequest, choose_targets
 
 Run = Callable[[], Any]
 WORDS = 16

@@ -22,9 +22,9 @@ from hat_export.errors import HatError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hat_export.ray_workers import RayWorkers
-    from hat_export.report import Report, Table
-    from hat_export.session import Session
+    from hat_export.base.ray import RayWorkers
+    from hat_export.report.report import Report, Table
+    from hat_export.runtime.session import Session
     from hat_export.spec import ModelSpec
 
 #: Errors of a disk that is full, read-only or broken, and of exhausted descriptors.
@@ -204,8 +204,8 @@ def require_signature(public_key: Path | None, *targets: Path) -> None:
     """
     if public_key is None:
         return
-    from hat_export.bundle import Bundle
-    from hat_export.signature import check_signature
+    from hat_export.bundle.bundle import Bundle
+    from hat_export.bundle.signature import check_signature
 
     for target in targets:
         check_signature(target, public_key)
@@ -220,7 +220,7 @@ def ray_workers(
     Raises:
         InputError: if an address is given to another engine.
     """
-    from hat_export.ray_workers import RayWorkers
+    from hat_export.base.ray import RayWorkers
 
     if engine is Engine.ray:
         return RayWorkers(workers, threads or 1, address)
@@ -246,8 +246,8 @@ def read_lines(paths: list[Path]) -> list[str]:
 
 def check_report_paths(paths: list[Path] | None) -> None:
     """Refuse a report that can't be written in its format or place, before any work is done."""
-    from hat_export.files import check_writable
-    from hat_export.report import check_report_path
+    from hat_export.base.files import check_writable
+    from hat_export.report.report import check_report_path
 
     for path in paths or []:
         check_report_path(path)
@@ -256,7 +256,7 @@ def check_report_paths(paths: list[Path] | None) -> None:
 
 def deliver(report: Report, paths: list[Path] | None) -> None:
     """Print a report and write it to every path asked for."""
-    from hat_export.report import write_report
+    from hat_export.report.report import write_report
 
     show(report)
     for path in paths or []:

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hat_export.bundle import is_bundle
-from hat_export.environment import default_threads
+from hat_export.base.machine import default_threads
+from hat_export.bundle.bundle import is_bundle
 from hat_export.errors import BackendUnavailableError
-from hat_export.session import Session
+from hat_export.runtime.session import Session
 
 if TYPE_CHECKING:
-    from hat_export.backends.torch_backend import TorchSession
-    from hat_export.parity import ParityOutcome, Side
-    from hat_export.ray_workers import RayWorkers
+    from hat_export.base.ray import RayWorkers
+    from hat_export.parity.run import ParityOutcome, Side
+    from hat_export.runtime.backends.torch_backend import TorchSession
     from hat_export.spec import ModelSpec
 
 
@@ -42,7 +42,7 @@ def load(
         BackendUnavailableError: if PyTorch, timm or transformers isn't installed.
     """
     require_export_packages()
-    from hat_export.backends.torch_backend import open_checkpoint
+    from hat_export.runtime.backends.torch_backend import open_checkpoint
 
     words = None if vocabulary is None else Path(vocabulary)
     return open_checkpoint(Path(checkpoint), spec, words, threads or default_threads())
@@ -59,7 +59,7 @@ def open_bundle(
 
     Args:
         bundle: The folder that ``hat-export onnx`` wrote.
-        backend: What runs it; see :data:`hat_export.backends.BACKENDS`.
+        backend: What runs it; see :data:`hat_export.runtime.backends.BACKENDS`.
         threads: Threads for the backend; default: one per core.
         verify: False skips the hashes and the self-test, for a faster start.
         require_signature: Public key by which ``hat-export sign`` must have signed the bundle.
@@ -69,7 +69,7 @@ def open_bundle(
         SignatureError: if it isn't signed by the key that is required.
         BackendUnavailableError: if the backend isn't installed.
     """
-    from hat_export.backends import open_checked
+    from hat_export.runtime.backends import open_checked
 
     key = None if require_signature is None else Path(require_signature)
     return open_checked(bundle, backend, threads or default_threads(), verify, key)
@@ -127,13 +127,13 @@ def check_parity(
     Args:
         reference: Checkpoint or bundle.
         candidate: Checkpoint or bundle.
-        data: A dataset, see :func:`hat_export.dataset_reading.read_dataset`.
+        data: A dataset, see :func:`hat_export.data.readers.read_dataset`.
         images: Folders or zips with its pictures; default: beside it.
         split: Split of the dataset.
         captions: Captions per image.
         limit: Use only so many images, evenly spread.
         max_drop: Budget in points, such as ``r1=0.2,rsum=0.5``; default:
-            :data:`hat_export.recall.budget.DEFAULT_BUDGET`.
+            :data:`hat_export.parity.budget.DEFAULT_BUDGET`.
         strict: Whether what can't be judged has failed.
         folds: Show the mean over so many folds too.
         attribution: Whether to name the component at fault; None: if a rank changed beyond ties.
@@ -145,18 +145,18 @@ def check_parity(
         threads: Default: one per core.
         spec: Architecture, where a checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside a checkpoint.
-        ray: Workers of :mod:`hat_export.ray_workers` that encode and score; None: this process.
+        ray: Workers of :mod:`hat_export.base.ray` that encode and score; None: this process.
 
     Returns:
-        The verdict with everything behind it; :func:`hat_export.parity.parity_report` makes the
+        The verdict with everything behind it; :func:`hat_export.parity.run.parity_report` makes the
         report.
 
     Raises:
         HatError: if a model, the dataset or the cache can't be used.
     """
-    from hat_export.dataset_reading import read_dataset
-    from hat_export.parity import ParitySettings, run_parity
-    from hat_export.recall.budget import DEFAULT_BUDGET, parse_budget
+    from hat_export.data.readers import read_dataset
+    from hat_export.parity.budget import DEFAULT_BUDGET, parse_budget
+    from hat_export.parity.run import ParitySettings, run_parity
 
     settings = ParitySettings(
         budget=parse_budget(DEFAULT_BUDGET if max_drop is None else max_drop),
@@ -188,7 +188,7 @@ def parity_side(
         spec: As for :func:`load`.
         vocabulary: As for :func:`load`.
     """
-    from hat_export.parity import Side
+    from hat_export.parity.run import Side
 
     if vocabulary is not None:
         vocabulary = Path(vocabulary).absolute()

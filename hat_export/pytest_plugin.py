@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from hat_export.parity import ParityOutcome
+    from hat_export.parity.run import ParityOutcome
 
 
 def fail_without_parity(
@@ -30,9 +30,9 @@ def fail_without_parity(
         allow_undecided: Whether a budget that too few queries can decide on is let pass.
     """
     __tracebackhide__ = True
-    from hat_export.parity import parity_report
-    from hat_export.recall.budget import Verdict
-    from hat_export.report import write_report
+    from hat_export.parity.budget import Verdict
+    from hat_export.parity.run import parity_report
+    from hat_export.report.report import write_report
 
     result = parity_report(outcome)
     if report is not None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import hat_export
-from hat_export.environment import CACHE_VARIABLE
+from hat_export.base.machine import CACHE_VARIABLE
 from hat_export.spec import ModelSpec
+from places import GOLDEN, VOCABULARY
 
 # `make test-serve` has no torch and names a bundle that was made elsewhere.
 TEST_BUNDLE = os.environ.get("HAT_EXPORT_TEST_BUNDLE")
@@ -27,20 +25,6 @@ if TEST_BUNDLE is None:
     # Two threads give the same results everywhere and leave a shared machine usable.
     torch.set_num_threads(2)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-@contextmanager
-def on_path(folder: Path) -> Iterator[None]:
-    """Modules of a folder can be imported: ``bench/`` is no package."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-GOLDEN = Path(__file__).parent / "golden"
-VOCABULARY = Path(hat_export.__file__).parent / "data" / "bert_base_uncased_vocab.txt"
 
 
 @pytest.fixture(scope="session", autouse=True)

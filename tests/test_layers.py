@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from places import ROOT
 
 #: Source folder -> the name under which it is installed.
 FOLDERS = {"hat_export": "hat_export", "kernels": "hat_export.kernels", "cli": "hat_export.cli"}
@@ -19,122 +19,56 @@ FOLDERS = {"hat_export": "hat_export", "kernels": "hat_export.kernels", "cli": "
 #: Top to bottom: a module may import from its own layer and from those above it. A package places
 #: everything below it that isn't named itself. Explained in docs/architecture.md.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "foundations",
-        ("hat_export.closing", "hat_export.errors", "hat_export.precision", "hat_export.spec"),
-    ),
+    ("foundations", ("hat_export.errors", "hat_export.spec", "hat_export.base")),
     ("kernels", ("hat_export.kernels",)),
-    (
-        "data and results",
-        (
-            "hat_export.dataset",
-            "hat_export.dataset_huggingface",
-            "hat_export.dataset_reading",
-            "hat_export.dataset_tables",
-            "hat_export.environment",
-            "hat_export.features",
-            "hat_export.files",
-            "hat_export.graph_check",
-            "hat_export.hardware",
-            "hat_export.image_sources",
-            "hat_export.onnx_types",
-            "hat_export.partial",
-            "hat_export.plots",
-            "hat_export.preprocess",
-            "hat_export.ray_workers",
-            "hat_export.report",
-            "hat_export.report_file",
-            "hat_export.retrieval",
-            "hat_export.search_page",
-            "hat_export.thumbnail",
-            "hat_export.tokenizer",
-            "hat_export.trt",
-        ),
-    ),
-    (
-        "index and score",
-        (
-            "hat_export.index",
-            "hat_export.index_base",
-            "hat_export.index_captions",
-            "hat_export.index_file",
-            "hat_export.index_projection",
-            "hat_export.index_storage",
-            "hat_export.scoring",
-        ),
-    ),
-    (
-        "bundle",
-        (
-            "hat_export.bundle",
-            "hat_export.inspection",
-            "hat_export.reproduce",
-            "hat_export.signature",
-        ),
-    ),
+    ("data", ("hat_export.data",)),
+    ("reports", ("hat_export.report",)),
+    ("score", ("hat_export.score",)),
+    ("bundle", ("hat_export.bundle",)),
     ("model", ("hat_export.model",)),
-    ("sessions", ("hat_export.backends", "hat_export.self_test", "hat_export.session")),
-    (
-        "export and measurement",
-        (
-            "hat_export.evaluate",
-            "hat_export.export",
-            "hat_export.image_search",
-            "hat_export.index_calibration",
-            "hat_export.indexing",
-            "hat_export.latency",
-            "hat_export.load_test",
-            "hat_export.parity",
-            "hat_export.profiling",
-            "hat_export.quantize",
-            "hat_export.ray_evaluation",
-            "hat_export.ray_indexing",
-            "hat_export.recall",
-            "hat_export.report_comparison",
-            "hat_export.roofline",
-            "hat_export.scoring_benchmark",
-            "hat_export.search",
-            "hat_export.search_benchmark",
-            "hat_export.search_captions",
-            "hat_export.train",
-        ),
-    ),
+    ("runtime", ("hat_export.runtime",)),
+    ("export", ("hat_export.export",)),
+    ("index", ("hat_export.index",)),
+    ("tensorrt", ("hat_export.tensorrt",)),
+    ("parity", ("hat_export.parity",)),
+    ("benchmark", ("hat_export.benchmark",)),
+    ("quantize", ("hat_export.quantize",)),
     ("interface", ("hat_export", "hat_export.api", "hat_export.pytest_plugin")),
     ("serving", ("hat_export.serving",)),
-    ("commands", ("hat_export.cli", "hat_export.demo")),
+    ("commands", ("hat_export.cli",)),
 )
 
 #: Library -> the modules (or packages) that may import it when they are imported themselves.
 #: Everybody else imports it inside the function that needs it, or not at all.
 OWNERS: dict[str, tuple[str, ...]] = {
     "torch": (
-        "hat_export.backends.torch_backend",
+        "hat_export.runtime.backends.torch_backend",
         "hat_export.export",
         "hat_export.kernels.alignment_torch",
         "hat_export.model.alignment",
         "hat_export.model.checkpoint",
         "hat_export.model.hat",
         "hat_export.model.torch_file",
-        "hat_export.train",
     ),
     "torchvision": (),
     "datasets": (),
     "transformers": ("hat_export.export", "hat_export.model.hat"),
     "timm": ("hat_export.export", "hat_export.model.hat"),
     "onnx": (
-        "hat_export.backends.emulation_backend",
+        "hat_export.runtime.backends.emulation_backend",
         "hat_export.export",
         "hat_export.quantize",
-        "hat_export.recall.graphs",
-        "hat_export.recall.localize",
+        "hat_export.parity.graphs",
+        "hat_export.parity.localize",
+        "hat_export.tensorrt",
     ),
     "onnxscript": ("hat_export.export",),
     "onnxslim": ("hat_export.export",),
     "onnxruntime": (
-        "hat_export.backends.emulation_backend",
-        "hat_export.backends.onnxruntime_backend",
-        "hat_export.backends.onnxruntime_profiler",
-        "hat_export.recall.localize",
+        "hat_export.runtime.backends.emulation_backend",
+        "hat_export.runtime.backends.onnxruntime_backend",
+        "hat_export.runtime.backends.onnxruntime_profiler",
+        "hat_export.parity.localize",
     ),
     "mlperf_loadgen": (),
     "openvino": (),
@@ -146,7 +80,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "triton": (
         "hat_export.kernels.alignment_plugin_triton",
         "hat_export.kernels.alignment_triton",
-        "hat_export.kernels.window_attention_triton",
     ),
     "typer": ("hat_export.cli",),
 }
@@ -414,8 +347,8 @@ def test_an_eager_heavy_import_is_seen_and_a_lazy_one_allowed(tmp_path: Path) ->
         tmp_path,
         {
             "hat_export/__init__.py": "",
-            "hat_export/bundle.py": "import torch.nn\ndef f():\n    import torch\n",
-            "hat_export/session.py": "def f():\n    import typer\n",
+            "hat_export/bundle/bundle.py": "import torch.nn\ndef f():\n    import torch\n",
+            "hat_export/runtime/session.py": "def f():\n    import typer\n",
         },
     )
     assert [line.split(": ")[0] for line in misplaced(imports)] == ["bundle.py:1", "session.py:2"]

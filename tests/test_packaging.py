@@ -79,7 +79,7 @@ def test_the_wheel_holds_every_source_and_data_file(packed: set[str]) -> None:
         if path.is_file() and path.suffix not in NOT_PACKED
     }
     assert "hat_export/py.typed" in expected
-    assert "hat_export/cli/export.py" in expected
+    assert "hat_export/cli/export/__init__.py" in expected
     assert expected <= packed, sorted(expected - packed)
 
 

@@ -62,8 +62,8 @@ class ManifestDoor(_BundleDoor):
         return name
 
     def open(self, folder: Path) -> None:
-        from hat_export.bundle import Bundle
-        from hat_export.inspection import bundle_report
+        from hat_export.bundle.bundle import Bundle
+        from hat_export.bundle.inspect import bundle_report
 
         report = bundle_report(Bundle.read(folder / "bundle"), True)
         report.to_html()
@@ -280,7 +280,7 @@ class TritonDoor(ManifestDoor):
     needs = ("tritonclient",)
 
     def open(self, folder: Path) -> None:
-        from hat_export.bundle import Bundle
+        from hat_export.bundle.bundle import Bundle
         from hat_export.serving.repository import ServingOptions, write_repository
 
         write_repository(Bundle.read(folder / "bundle"), folder / "out", ServingOptions())
@@ -331,8 +331,8 @@ class EngineCacheDoor(Door):
 
     def open(self, folder: Path) -> None:
         from hat_export.api import open_bundle
-        from hat_export.bundle import Bundle
-        from hat_export.inspection import bundle_report
+        from hat_export.bundle.bundle import Bundle
+        from hat_export.bundle.inspect import bundle_report
 
         bundle_report(Bundle.read(folder / "bundle"), True).to_html()
         self._find(folder / "cache")
@@ -341,7 +341,7 @@ class EngineCacheDoor(Door):
 
     @staticmethod
     def _find(folder: Path) -> None:
-        from hat_export.export.trt.cache import EngineCache
+        from hat_export.tensorrt.cache import EngineCache
 
         class Library:
             name, version = "tensorrt-rtx", "1.7.1"

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
-from hat_export.bundle import MANIFEST, Bundle
+from hat_export.base.atomic import remove
+from hat_export.base.files import sha256_of
+from hat_export.bundle.bundle import MANIFEST, Bundle
 from hat_export.errors import HatError
-from hat_export.files import sha256_of
-from hat_export.index import ImageIndex
-from hat_export.partial import remove
+from hat_export.index.images import ImageIndex
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "demo" / "hat-tiny-emojicap"
@@ -36,11 +36,11 @@ PRELOADED = (
     "hat_export.export.onnx_export",
     "hat_export.quantize.bundles",
     "hat_export.quantize.preflight",
-    "hat_export.indexing",
-    "hat_export.parity",
-    "hat_export.reproduce",
-    "hat_export.dataset_reading",
-    "hat_export.backends.onnxruntime_backend",
+    "hat_export.index.build",
+    "hat_export.parity.run",
+    "hat_export.bundle.reproduce",
+    "hat_export.data.readers",
+    "hat_export.runtime.backends.onnxruntime_backend",
     "hat_export.kernels.alignment_cpu",
 )
 

@@ -13,8 +13,8 @@ import numpy as np
 from commands import Place
 
 import hat_export
-from hat_export.self_test import noise_pixels
-from hat_export.session import Session
+from hat_export.runtime.self_test import noise_pixels
+from hat_export.runtime.session import Session
 
 CAPTIONS = ["a red heart", "two dogs run on a beach in the rain", "x", "an old steam train"]
 #: Calls before memory is looked at: pools and arenas have grown to their size by then.

@@ -26,8 +26,8 @@ class _DatasetDoor(Door):
         return folder
 
     def open(self, folder: Path) -> None:
-        from hat_export.dataset_reading import read_dataset
-        from hat_export.preprocess import open_image
+        from hat_export.data.preprocess import open_image
+        from hat_export.data.readers import read_dataset
 
         dataset = read_dataset(self.path(folder), "test").take(5)
         assert dataset.entries
@@ -215,9 +215,9 @@ class SourceDoor(Door):
         return "name that isn't UTF-8"
 
     def open(self, folder: Path) -> None:
+        from hat_export.data.preprocess import open_image
+        from hat_export.data.sources import ImageReader, list_images
         from hat_export.errors import InputError
-        from hat_export.image_sources import ImageReader, list_images
-        from hat_export.preprocess import open_image
 
         refused = []
         with ImageReader() as reader:
@@ -255,9 +255,9 @@ class PictureDoor(Door):
         return name
 
     def open(self, folder: Path) -> None:
-        from hat_export.dataset import decode
+        from hat_export.data.dataset import decode
+        from hat_export.data.preprocess import ImagePreprocessor
         from hat_export.errors import DatasetError
-        from hat_export.preprocess import ImagePreprocessor
         from hat_export.spec import OFFICIAL
 
         prepare = ImagePreprocessor.from_spec(OFFICIAL)

@@ -96,22 +96,22 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     """What each name runs on an input."""
     import io
 
-    from hat_export import index_file
-    from hat_export.bundle import read_manifest
-    from hat_export.dataset import read_karpathy
-    from hat_export.dataset_tables import read_csv, read_jsonl
+    from hat_export.base.files import read_arrays
+    from hat_export.benchmark.compare import compare_reports
+    from hat_export.benchmark.latency.merge import merged_report
+    from hat_export.bundle.bundle import read_manifest
+    from hat_export.bundle.graph_check import check_graph
+    from hat_export.bundle.signature import check_signature, read_public_key
+    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.tables import read_csv, read_jsonl
     from hat_export.errors import HatError
-    from hat_export.files import read_arrays
-    from hat_export.graph_check import check_graph
-    from hat_export.image_search import open_index_file
-    from hat_export.latency.merge import merged_report
+    from hat_export.index import record_file
+    from hat_export.index.query import open_index_file
     from hat_export.model.checkpoint import read_state_dict
     from hat_export.model.keys import to_own
     from hat_export.model.spec_inference import infer_spec
     from hat_export.model.torch_file import RestrictedUnpickler
     from hat_export.quantize.plan import read_plan
-    from hat_export.report_comparison import compare_reports
-    from hat_export.signature import check_signature, read_public_key
     from hat_export.spec import ModelSpec
 
     # Checksums keep a fuzzer out of what lies behind them.
@@ -126,8 +126,8 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
         def __ne__(self, other: object) -> bool:
             return False
 
-    index_file._is_sealed = lambda block: len(block) == index_file.ALIGNMENT
-    index_file.zlib = types.SimpleNamespace(crc32=lambda content, value=0: Fits(0))
+    record_file._is_sealed = lambda block: len(block) == record_file.ALIGNMENT
+    record_file.zlib = types.SimpleNamespace(crc32=lambda content, value=0: Fits(0))
 
     def at(name: str, content: bytes) -> Path:
         path = work / name

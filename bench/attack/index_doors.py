@@ -40,8 +40,8 @@ class IndexDoor(Door):
         return name
 
     def open(self, folder: Path) -> None:
-        from hat_export.bundle import Bundle
-        from hat_export.image_search import (
+        from hat_export.bundle.bundle import Bundle
+        from hat_export.index.query import (
             OpenSearch,
             check_model,
             found_captions,
@@ -143,7 +143,7 @@ class CacheDoor(Door):
 
     def prepare(self, work: Path) -> None:
         from hat_export.api import open_bundle
-        from hat_export.dataset_reading import read_dataset
+        from hat_export.data.readers import read_dataset
 
         self.data, self.bundle = work / samples.DATA, work / samples.BUNDLE
         self.session = open_bundle(self.bundle, threads=1)
@@ -170,8 +170,8 @@ class CacheDoor(Door):
     def _use(self, cache: Path) -> None:
         import numpy as np
 
-        from hat_export.recall.embeddings import DatasetDigests, encode_dataset, encoder_keys
-        from hat_export.recall.scores import Scorer, score_levels
+        from hat_export.parity.embeddings import DatasetDigests, encode_dataset, encoder_keys
+        from hat_export.parity.scores import Scorer, score_levels
 
         cache.mkdir(exist_ok=True)
         keys = encoder_keys(self.bundle, self.session)

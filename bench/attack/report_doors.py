@@ -52,8 +52,8 @@ class StateDoor(Door):
     IDENTITY: ClassVar[dict[str, Any]] = {"source": "0" * 64, "images": 64, "keep": ["a"]}
 
     def prepare(self, work: Path) -> None:
+        from hat_export.parity.statistics import RECALLS
         from hat_export.quantize.search_state import new_state
-        from hat_export.recall.statistics import RECALLS
 
         self.bundle, self.data = work / samples.BUNDLE, work / samples.DATA
         delta = {"reference": 50.0, "candidate": 49.5, "low": -1.0, "high": 0.5, "spread": 0.1}
@@ -103,7 +103,7 @@ class CompareDoor(_ReportDoor):
     name = "report, compared"
 
     def open(self, folder: Path) -> None:
-        from hat_export.report_comparison import compare_reports
+        from hat_export.benchmark.compare import compare_reports
 
         path = next(folder.glob("*.json"))
         for old, new in ((self.work / path.name, path), (path, path)):
@@ -119,7 +119,7 @@ class MergeDoor(_ReportDoor):
     name = "report, merged"
 
     def open(self, folder: Path) -> None:
-        from hat_export.latency.merge import merged_report
+        from hat_export.benchmark.latency.merge import merged_report
 
         path = next(folder.glob("*.json"))
         report = merged_report([self.work / samples.LATENCY, path])

@@ -21,7 +21,7 @@ from typing import Any
 from commands import DATA, MODEL, ROOT
 from faults import FAKETIME
 
-from hat_export.files import sha256_of
+from hat_export.base.files import sha256_of
 
 #: What is exported, with its options.
 EXPORTS: dict[str, tuple[str, ...]] = {

@@ -28,10 +28,10 @@ SANITIZERS = {
 }
 #: Tests that run the libraries.
 TESTS = (
-    "tests/test_alignment_kernel.py",
-    "tests/test_alignment_operator.py",
-    "tests/test_encoder_operators.py",
-    "tests/test_int8_linear.py",
+    "tests/kernels/test_alignment_cpu.py",
+    "tests/kernels/test_alignment_operator.py",
+    "tests/kernels/test_encoder_operators.py",
+    "tests/kernels/test_int8_linear.py",
 )
 FLAGS = "-std=c++20 -O1 -g -fno-omit-frame-pointer -ffp-contract=off -DHAT_ALIGNMENT_BUILD"
 PATH_FLAGS = {"avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx2 -mfma", "neon": ""}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hat_export.errors import InputError
-from hat_export.self_test import noise_captions, noise_pixels
+from hat_export.runtime.self_test import noise_captions, noise_pixels
 from hat_export.spec import ModelSpec
 
 #: Inputs of each encoder, in the order of its PyTorch module.

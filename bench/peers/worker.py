@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.environment import peak_memory
-from hat_export.roofline.libraries import LIBRARIES, exact_product
-from hat_export.roofline.products import Product
+from hat_export.base.machine import peak_memory
+from hat_export.benchmark.roofline.libraries import LIBRARIES, exact_product
+from hat_export.benchmark.roofline.products import Product
 from peers.points import INPUTS
 
 Call = Callable[[], Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hat_export.bundle import GraphInfo, TensorSpec
+from hat_export.bundle.bundle import GraphInfo, TensorSpec
 
 #: Weights above this go to a file of their own: protobuf ends at 2 GiB, and copies what it parses.
 EXTERNAL_DATA_BYTES = 1 << 30

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hat_export.onnx_types import tensor_types
-from hat_export.precision import PRECISIONS
+from hat_export.bundle.precision import PRECISIONS
+from hat_export.runtime.onnx_types import tensor_types
 
 #: Names of the low precisions and their ONNX element types.
 LOW_FORMATS = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT16)}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hat_export.backends import emulation_backend, onnxruntime_backend
-from hat_export.backends.torch_backend import TorchSession
-from hat_export.bundle import (
+from hat_export.base.files import check_target, new_folder
+from hat_export.base.machine import default_threads, package_versions
+from hat_export.bundle.bundle import (
     PROJECTIONS,
     SELF_TEST,
     TOKENIZER,
@@ -21,8 +21,9 @@ from hat_export.bundle import (
     list_files,
     write_manifest,
 )
-from hat_export.dataset import CaptionDataset
-from hat_export.environment import default_threads, package_versions
+from hat_export.bundle.precision import PRECISIONS
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import CheckpointError, FusionError, InputError, ToleranceError
 from hat_export.export.alignment import alignment_graph
 from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
@@ -34,13 +35,12 @@ from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precisio
 from hat_export.export.packed import packed_image_graph, packed_text_graph
 from hat_export.export.swin import image_graph
 from hat_export.export.verify import verify_bundle
-from hat_export.files import check_target, new_folder
-from hat_export.index_projection import write_projections
 from hat_export.model.checkpoint import load_hat
-from hat_export.precision import PRECISIONS
-from hat_export.self_test import run_self_test, write_self_test
+from hat_export.runtime.backends import emulation_backend, onnxruntime_backend
+from hat_export.runtime.backends.torch_backend import TorchSession
+from hat_export.runtime.self_test import run_self_test, write_self_test
+from hat_export.score.projection import write_projections
 from hat_export.spec import ModelSpec
-from hat_export.tokenizer import CaptionTokenizer
 
 Progress = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def export_onnx(
         spec: Architecture, where the checkpoint doesn't tell it.
         vocabulary: ``vocab.txt``, where it isn't beside the checkpoint.
         attention: How attention is written in the graphs.
-        precision: A name in :data:`hat_export.precision.PRECISIONS`, for the encoders. The
+        precision: A name in :data:`hat_export.bundle.precision.PRECISIONS`, for the encoders. The
             alignment graph is always float32: it divides by norms, and its scores are sorted.
         require_fused: Whether every attention layer must be one fused operator.
         calibration: Images and captions on which a lower precision looks for what would overflow;

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.backends.onnxruntime_backend import OnnxRuntimeSession
-from hat_export.precision import Precision
-from hat_export.self_test import noise_captions, noise_pixels
-from hat_export.session import Session
+from hat_export.bundle.precision import Precision
+from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
+from hat_export.runtime.self_test import noise_captions, noise_pixels
+from hat_export.runtime.session import Session
 from hat_export.spec import ModelSpec
 
 #: One, two, odd, and a batch that no runtime would have been specialised for.

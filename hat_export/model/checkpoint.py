@@ -22,13 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import CheckpointError, OutputError, SpecError
 from hat_export.model import torch_file
 from hat_export.model.hat import HAT
 from hat_export.model.keys import HEADS, Translation, to_official, to_own
 from hat_export.model.spec_inference import infer_spec
 from hat_export.spec import ModelSpec
-from hat_export.tokenizer import CaptionTokenizer
 
 WEIGHTS_NAME = "model.safetensors"
 SPEC_NAME = "spec.json"

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from hat_export.backends import onnxruntime_backend
-from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION
-from hat_export.bundle import (
+from hat_export.base.atomic import scratch_folder
+from hat_export.base.files import check_target, new_folder, sha256_of
+from hat_export.base.machine import package_versions
+from hat_export.bundle.bundle import (
     MANIFEST,
     PROJECTIONS,
     SELF_TEST,
@@ -25,25 +26,24 @@ from hat_export.bundle import (
     list_files,
     write_manifest,
 )
-from hat_export.dataset import CaptionDataset
-from hat_export.environment import package_versions
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import InputError, ToleranceError
 from hat_export.export.attention import FUSED_OPERATORS
 from hat_export.export.calibration import dataset_feeds
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
 from hat_export.export.linear_layers import fuse_linear
 from hat_export.export.mixed_precision import Feed
-from hat_export.files import check_target, new_folder, sha256_of
-from hat_export.partial import scratch_folder
 from hat_export.quantize.calibration import Observer, observe
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, check_plan
 from hat_export.quantize.rewrite import quantize_graph
 from hat_export.quantize.schemes import SCHEMES, TARGETS, Target
 from hat_export.quantize.smoothing import Smoothed, smooth
-from hat_export.self_test import noise_captions, noise_pixels, run_self_test
-from hat_export.session import Session
-from hat_export.tokenizer import CaptionTokenizer
+from hat_export.runtime.backends import onnxruntime_backend
+from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
+from hat_export.runtime.self_test import noise_captions, noise_pixels, run_self_test
+from hat_export.runtime.session import Session
 
 ENCODERS = ("image", "text")
 #: Batches that smoothing looks at; ranges are found on all of the data afterwards.
@@ -51,7 +51,7 @@ SMOOTHING_BATCHES = 16
 #: Other CPUs round differently at the borders of quantization steps, and each such step moves what
 #: follows, in the end by as much as quantization itself did: twice the difference measured.
 SELF_TEST_MARGIN = 2.0
-#: Float32's own difference between runtimes (:data:`hat_export.precision.PRECISIONS`).
+#: Float32's own difference between runtimes (:data:`hat_export.bundle.precision.PRECISIONS`).
 SELF_TEST_FLOOR = 2e-4
 
 Step = Callable[[str], None]

@@ -17,10 +17,10 @@ import onnx
 from jaxtyping import Float32, Int64
 from onnx import TensorProto, helper
 
-from hat_export.backends.onnxruntime_backend import session_options
 from hat_export.errors import InputError
 from hat_export.export.mixed_precision import Feed
 from hat_export.quantize.layers import Layer
+from hat_export.runtime.backends.onnxruntime_backend import session_options
 
 #: Bins of a histogram over [-reach, reach).
 BINS = 4096

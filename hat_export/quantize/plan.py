@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hat_export.base.files import write_text
 from hat_export.errors import InputError
-from hat_export.files import write_text
 from hat_export.quantize.calibration import METHODS
 from hat_export.quantize.layers import Layer
 from hat_export.quantize.schemes import (

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hat_export.backends.onnxruntime_backend import session_options
-from hat_export.environment import cpu_features
+from hat_export.base.machine import cpu_features
 from hat_export.export.graph import GraphBuilder
 from hat_export.export.linear_layers import fuse_linear
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
 from hat_export.quantize.plan import Plan
 from hat_export.quantize.rewrite import quantize_graph
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
-from hat_export.report import Report, Table
+from hat_export.report.report import Report, Table
+from hat_export.runtime.backends.onnxruntime_backend import session_options
 from hat_export.spec import ModelSpec
 
 #: Words of the caption that is measured.

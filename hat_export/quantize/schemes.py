@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hat_export.environment import cpu_features
+from hat_export.base.machine import cpu_features
 from hat_export.errors import InputError
 
 FP32 = "fp32"

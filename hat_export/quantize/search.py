@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.backends.onnxruntime_backend import PACKED_ATTENTION, OnnxRuntimeSession
-from hat_export.bundle import MANIFEST, Bundle
-from hat_export.dataset import CaptionDataset
+from hat_export.base.files import sha256_of, write_text
+from hat_export.bundle.bundle import MANIFEST, Bundle
+from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import InputError
-from hat_export.evaluate import score_dataset
-from hat_export.files import sha256_of, write_text
+from hat_export.parity.budget import Verdict, judge, overall
+from hat_export.parity.comparison import compare
+from hat_export.parity.statistics import RECALLS, Delta, deltas
 from hat_export.quantize.bundles import ENCODERS, Quantizer
 from hat_export.quantize.layers import Layer
 from hat_export.quantize.plan import Plan, table_scheme, uniform_plan
@@ -36,10 +37,9 @@ from hat_export.quantize.preflight import WORDS, Preflight, measure, runnable
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.quantize.search_state import new_state, read_state, restored
 from hat_export.quantize.weights import block_size
-from hat_export.recall.budget import Verdict, judge, overall
-from hat_export.recall.comparison import compare
-from hat_export.recall.statistics import RECALLS, Delta, deltas
-from hat_export.self_test import noise_captions, noise_pixels
+from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION, OnnxRuntimeSession
+from hat_export.runtime.evaluate import score_dataset
+from hat_export.runtime.self_test import noise_captions, noise_pixels
 
 #: Images on which a block's change of the scores is measured, with one caption each.
 PROXY_IMAGES = 48

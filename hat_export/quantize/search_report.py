@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hat_export.bundle import Bundle
-from hat_export.environment import environment
-from hat_export.plots.pareto import Point, front, pareto
+from hat_export.base.machine import environment
+from hat_export.bundle.bundle import Bundle
 from hat_export.quantize.schemes import FP32
 from hat_export.quantize.search import Outcome, Tried
-from hat_export.report import Figure, Report, Table
+from hat_export.report.plots.pareto import Point, front, pareto
+from hat_export.report.report import Figure, Report, Table
 
 
 def search_report(outcome: Outcome, source: Bundle) -> Report:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hat_export.errors import MALFORMED, InputError
-from hat_export.recall.statistics import RECALLS, Delta
+from hat_export.parity.statistics import RECALLS, Delta
 
 FORMAT = "hat-export quantization search"
 VERSION = 1

@@ -18,7 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from hat_export.closing import Closing
+from hat_export.base.closing import Closing
 from hat_export.errors import BackendUnavailableError
 
 

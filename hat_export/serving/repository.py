@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hat_export.bundle import Bundle, TensorSpec
+from hat_export.base.files import new_folder
+from hat_export.bundle.bundle import Bundle, TensorSpec
 from hat_export.errors import BackendUnavailableError, InputError
-from hat_export.files import new_folder
-from hat_export.image_search import open_index_file
-from hat_export.index import ImageIndex
-from hat_export.indexing import model_name
-from hat_export.self_test import read_self_test
+from hat_export.index.build import model_name
+from hat_export.index.images import ImageIndex
+from hat_export.index.query import open_index_file
+from hat_export.runtime.self_test import read_self_test
 from hat_export.serving.names import (
     ALIGNMENT,
     IMAGE,

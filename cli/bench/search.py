@@ -1,0 +1,83 @@
+"""``hat-bench search``: how many candidates does two-stage search need?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hat_export.cli import common
+from hat_export.cli.options import (
+    BackendOption,
+    DataOption,
+    ImagesOption,
+    LimitOption,
+    QuietOption,
+    ReportOption,
+    SignatureOption,
+    SpecOption,
+    ThreadsOption,
+    VocabularyOption,
+)
+
+
+def search(
+    target: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
+    data: DataOption,
+    images: ImagesOption = None,
+    split: Annotated[str, typer.Option(help="Split that is searched.")] = "test",
+    calibration_split: Annotated[
+        str, typer.Option(help="Split that chooses the number of candidates.")
+    ] = "val",
+    recall_target: Annotated[
+        float, typer.Option(min=0, help="Points of recall@K that may be lost, at most.")
+    ] = 0.1,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(help="How candidates are found: pooled, level3; default: both."),
+    ] = None,
+    storage: Annotated[str, typer.Option(help="Precision of the index.")] = "float16",
+    queries: Annotated[int, typer.Option(min=1, help="Captions to time.")] = 200,
+    limit: LimitOption = None,
+    backend: BackendOption = "onnxruntime",
+    threads: ThreadsOption = None,
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    require_signature: SignatureOption = None,
+    report: ReportOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Choose the number of candidates of two-stage search, and show recall and latency."""
+    from hat_export.base.atomic import scratch_folder
+    from hat_export.base.machine import environment
+    from hat_export.benchmark.search import index_split, run, search_report
+    from hat_export.data.readers import read_dataset
+    from hat_export.index.search import CANDIDATES, candidate_source
+
+    common.check_report_paths(report)
+    kinds = candidates or list(CANDIDATES)
+    for kind in kinds:
+        candidate_source(kind)
+    common.require_signature(require_signature, target)
+    names = (calibration_split, split)
+    datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
+    architecture = common.read_spec(spec)
+    progress = common.Progress(quiet)
+    with (
+        common.open_target(target, backend, threads, architecture, vocabulary) as session,
+        scratch_folder() as folder,
+    ):
+        splits = [
+            index_split(session, dataset, folder / f"{number}.hatidx", storage, progress.count)
+            for number, dataset in enumerate(datasets)
+        ]
+        results = {
+            kind: run(session, splits[0], splits[1], kind, recall_target, queries) for kind in kinds
+        }
+        for indexed in splits:
+            indexed.index.close()
+    result = search_report(
+        results, recall_target, (datasets[0].name, datasets[1].name), environment()
+    )
+    common.deliver(result, report)

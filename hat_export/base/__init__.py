@@ -1,0 +1,1 @@
+"""What everything else stands on: files, atomic writes, the machine, Ray workers."""

@@ -1,0 +1,1 @@
+"""Measurements: latency, load, profiles, bounds, scoring, search, and comparisons of runs."""

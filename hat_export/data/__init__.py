@@ -1,0 +1,1 @@
+"""Inputs: images and their preprocessing, captions and their tokens, datasets in every form."""

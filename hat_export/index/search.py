@@ -1,0 +1,321 @@
+"""Scores and two-stage search from an image index.
+
+The exact score visits every region of every image. Search finds candidates by a coarse score that
+is much cheaper, and scores only those exactly: how many it takes for a given recall is measured by
+:mod:`hat_export.index.rescore`.
+
+Equal scores are ordered by position: the image that was indexed first comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from hat_export.errors import InputError
+from hat_export.index.captions import CaptionIndex, check_projections
+from hat_export.index.images import ImageIndex
+from hat_export.kernels.alignment_cpu import score
+from hat_export.runtime.evaluate import Progress, silent
+from hat_export.score.captions import PreparedCaptions, prepare
+from hat_export.score.features import TextFeatures
+from hat_export.score.projection import Projections
+from hat_export.spec import LEVEL_ORDER
+
+#: Memory that a block of images, decoded to float32 at one level, may take, in bytes, where a
+#: single image isn't larger. While it is decoded its encoded form is held besides: half as much for
+#: float16 and bfloat16, a quarter for int8, nothing for float32.
+DECODED_BYTES = 32 << 20
+
+#: Captions that are prepared and scored together. At official size (32 words, d = 768) the three
+#: levels take at most 3 x 6.3 MB at full width and 12.6 MB folded.
+CAPTIONS_PER_BLOCK = 64
+
+Captions = TextFeatures | CaptionIndex
+
+#: Coarse scores of every image with some captions, float32 [images, captions].
+CoarseScores = Callable[[ImageIndex, PreparedCaptions, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best images of one caption, best first.
+
+    Attributes:
+        ids: Their identifiers.
+        positions: Where they stand in the index, int64 [hits].
+        scores: Their exact scores, float32 [hits].
+    """
+
+    ids: tuple[str, ...]
+    positions: Int64[np.ndarray, " hits"]
+    scores: Float32[np.ndarray, " hits"]
+
+
+def score_index(
+    index: ImageIndex,
+    captions: Captions,
+    projections: Projections,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> Float32[np.ndarray, "images captions"]:
+    """Exact score of every image of an index with every caption.
+
+    Besides the result this holds one block of captions and one block of images
+    (:data:`CAPTIONS_PER_BLOCK`, :data:`DECODED_BYTES`).
+
+    Args:
+        index: The images.
+        captions: Word features, or a caption index with folded words.
+        projections: Of the model that the index was made with.
+        threads: Threads of the kernel.
+        progress: Called after each block with the pairs done so far.
+
+    Returns:
+        float32 [images, captions]; higher is better.
+
+    Raises:
+        InputError: if projections or captions are of another model.
+        BackendUnavailableError: if the kernel's library is missing.
+    """
+    scores = np.empty((len(index), len(captions)), np.float32)
+    every = np.arange(len(index))
+    for first, block in _blocks(index, captions, projections):
+        for start, part in _level_blocks(index, every, LEVEL_ORDER):
+            total = np.zeros((len(part), len(block)), np.float32)
+            _add_levels(index, part, block, LEVEL_ORDER, threads, total)
+            scores[start : start + len(part), first : first + len(block)] = total
+            done = first * len(index) + (start + len(part)) * len(block)
+            progress("pairs scored", done, scores.size)
+    return scores
+
+
+def level3_scores(
+    index: ImageIndex, captions: PreparedCaptions, threads: int = 1
+) -> Float32[np.ndarray, "images captions"]:
+    """Exact score of the coarsest level alone: a ninth of the multiplications at official size.
+
+    Args:
+        index: The images.
+        captions: Folded captions.
+        threads: Threads of the kernel.
+
+    Returns:
+        float32 [images, captions].
+    """
+    scores = np.zeros((len(index), len(captions)), np.float32)
+    for start, part in _level_blocks(index, np.arange(len(index)), (3,)):
+        _add_levels(index, part, captions, (3,), threads, scores[start : start + len(part)])
+    return scores
+
+
+def pooled_scores(
+    index: ImageIndex,
+    captions: PreparedCaptions,
+    threads: int = 1,
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Float32[np.ndarray, "images captions"]:
+    """Weighted sum of the levels' cosines between pooled vectors: one small matrix product.
+
+    Args:
+        index: The images.
+        captions: Captions.
+        threads: Not used: numpy's own setting holds for its matrix product.
+        weights: Of levels 1, 2 and 3; equal, since the exact score is a plain sum.
+
+    Returns:
+        float32 [images, captions].
+    """
+    weight = np.repeat(np.asarray(weights, np.float32), index.spec.dim)
+    kept = index.all_pooled()
+    if kept is not None:
+        everything: np.ndarray = kept @ (captions.pooled * weight).T
+        return everything
+    scores = np.empty((len(index), len(captions)), np.float32)
+    count = max(1, DECODED_BYTES // (4 * len(weight)))
+    for start in range(0, len(index), count):
+        vectors = index.pooled(np.arange(start, min(start + count, len(index))))
+        scores[start : start + len(vectors)] = vectors @ (captions.pooled * weight).T
+    return scores
+
+
+@dataclass(frozen=True)
+class CandidateSource:
+    """A coarse score.
+
+    Attributes:
+        scores: Computes it.
+        levels: Levels of the exact score that it already holds; the others are added to it.
+    """
+
+    scores: CoarseScores
+    levels: tuple[int, ...]
+
+
+#: Every way to find candidates, by name.
+CANDIDATES: dict[str, CandidateSource] = {
+    "level3": CandidateSource(level3_scores, (3,)),
+    "pooled": CandidateSource(pooled_scores, ()),
+}
+
+
+def candidate_source(name: str) -> CandidateSource:
+    """The way to find candidates of a name.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if name not in CANDIDATES:
+        raise InputError(f"candidates {name!r}: expected one of {', '.join(CANDIDATES)}")
+    return CANDIDATES[name]
+
+
+def coarse_scores(
+    index: ImageIndex,
+    captions: Captions,
+    projections: Projections,
+    candidates: str,
+    threads: int = 1,
+) -> Float32[np.ndarray, "images captions"]:
+    """Coarse score of every image with every caption, as :func:`search` uses it.
+
+    Args:
+        index: The images.
+        captions: As in :func:`score_index`.
+        projections: As in :func:`score_index`.
+        candidates: A name of :data:`CANDIDATES`.
+        threads: Threads of the kernel.
+
+    Returns:
+        float32 [images, captions].
+
+    Raises:
+        InputError: as in :func:`score_index`, and if there are no such candidates.
+    """
+    source = candidate_source(candidates)
+    scores = np.empty((len(index), len(captions)), np.float32)
+    for first, block in _blocks(index, captions, projections):
+        scores[:, first : first + len(block)] = source.scores(index, block, threads)
+    return scores
+
+
+def search(
+    index: ImageIndex,
+    captions: Captions,
+    projections: Projections,
+    top_k: int,
+    candidates: str = "pooled",
+    rescore: int | None = None,
+    threads: int = 1,
+) -> list[Hits]:
+    """The best images of every caption.
+
+    Args:
+        index: The images.
+        captions: As in :func:`score_index`.
+        projections: As in :func:`score_index`.
+        top_k: Images wanted; fewer come back if the index has fewer.
+        candidates: A name of :data:`CANDIDATES`.
+        rescore: Candidates that are scored exactly, at least ``top_k``; all images if None, which
+            is the exact search.
+        threads: Threads of the kernel.
+
+    Returns:
+        Hits per caption, in order.
+
+    Raises:
+        InputError: as in :func:`score_index`, and on a number or name out of range.
+    """
+    source = candidate_source(candidates)
+    rescore = len(index) if rescore is None else rescore
+    if top_k < 1 or (rescore < top_k and rescore < len(index)):
+        raise InputError(
+            f"top_k {top_k} with rescore {rescore}: expected 1 <= top_k <= rescore candidates"
+        )
+    hits = []
+    for _, block in _blocks(index, captions, projections):
+        coarse = source.scores(index, block, threads)
+        for number in range(len(block)):
+            chosen = np.sort(top_positions(coarse[:, number], rescore))
+            total = np.zeros(len(chosen), np.float32)
+            if source.levels:
+                total += coarse[chosen, number]
+            rest = tuple(level for level in LEVEL_ORDER if level not in source.levels)
+            caption = block.one(number)
+            for start, part in _level_blocks(index, chosen, rest):
+                column = total[start : start + len(part), None]
+                _add_levels(index, part, caption, rest, threads, column)
+            best = top_positions(total, top_k)
+            positions = chosen[best]
+            names = tuple(index.ids[position] for position in positions.tolist())
+            hits.append(Hits(names, positions, total[best]))
+    return hits
+
+
+def top_positions(
+    scores: Float32[np.ndarray, " items"], count: int
+) -> Int64[np.ndarray, " chosen"]:
+    """Positions of the highest scores, best first; equal scores in order of position.
+
+    Args:
+        scores: float32 [items], no NaN.
+        count: How many; all if there are fewer.
+    """
+    if count < 1:
+        return np.zeros(0, np.int64)
+    if count >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    last = np.partition(scores, len(scores) - count)[len(scores) - count]
+    above = np.flatnonzero(scores > last)
+    equal = np.flatnonzero(scores == last)[: count - len(above)]
+    chosen = np.concatenate([above, equal])
+    return chosen[np.lexsort((chosen, -scores[chosen]))]
+
+
+def _blocks(
+    index: ImageIndex, captions: Captions, projections: Projections
+) -> Iterator[tuple[int, PreparedCaptions]]:
+    """Position of the first caption, and the captions, of one block after the other."""
+    check_projections(index.file, projections)
+    if isinstance(captions, CaptionIndex):
+        check_projections(captions.file, projections)
+    elif captions.levels[0].shape[2] != index.spec.dim:
+        raise InputError(
+            f"text features are {captions.levels[0].shape[2]} wide; {index.file.path} has "
+            f"{index.spec.dim}"
+        )
+    for first in range(0, len(captions), CAPTIONS_PER_BLOCK):
+        stop = min(first + CAPTIONS_PER_BLOCK, len(captions))
+        if isinstance(captions, CaptionIndex):
+            yield first, captions.block(first, stop)
+        else:
+            yield first, prepare(captions[first:stop], projections)
+
+
+def _level_blocks(
+    index: ImageIndex, positions: np.ndarray, levels: tuple[int, ...]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Parts of the positions that stay within :data:`DECODED_BYTES` at the largest level."""
+    largest = max(int(np.prod(index.layout[f"values_{level}"].shape)) for level in levels)
+    count = max(1, DECODED_BYTES // (4 * largest))
+    for start in range(0, len(positions), count):
+        yield start, positions[start : start + count]
+
+
+def _add_levels(
+    index: ImageIndex,
+    positions: np.ndarray,
+    captions: PreparedCaptions,
+    levels: tuple[int, ...],
+    threads: int,
+    total: np.ndarray,
+) -> None:
+    """Add level scores of some images to ``total`` [images, captions], one level at a time."""
+    for level in levels:
+        regions, norms = index.level(level, positions)
+        smooth = index.spec.softmax_lambda
+        prepared = captions.levels[level - 1]
+        total += score(regions, norms, prepared, smooth, "i2t", threads)

@@ -1,0 +1,367 @@
+"""Scores of a whole dataset per level, streamed from files into files.
+
+Captions are taken block by block, images block by block within; memory holds one block of each,
+whatever the dataset's size. A finished block of captions is on the disk before the next begins, so
+that an interrupted run goes on there. Images of one model may be scored with captions of another.
+Scoring is apart from writing: whoever scores gives blocks in order, and one process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+from jaxtyping import Float32
+
+from hat_export.base.files import write_text
+from hat_export.errors import MALFORMED, InputError, OutputError
+from hat_export.kernels import alignment_cpu
+from hat_export.kernels.alignment_cpu import LevelCaptions
+from hat_export.parity.embeddings import EncodedDataset
+from hat_export.runtime.evaluate import Progress, silent
+from hat_export.score.metrics import row_blocks
+from hat_export.score.projection import Projection
+from hat_export.spec import LEVEL_ORDER, LEVELS, Direction, ModelSpec
+
+#: Memory of a block of captions' words and of a block of images' regions, in bytes.
+CAPTION_BLOCK = 128 << 20
+IMAGE_BLOCK = 64 << 20
+
+STATE = "state.json"
+
+Scores = Float32[np.ndarray, "images captions"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What a model's spec says of its score.
+
+    Attributes:
+        direction: Which side asks.
+        softmax_lambda: Inverse temperature of the attention softmax.
+    """
+
+    direction: Direction
+    softmax_lambda: float
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Scorer:
+        """The scorer of a model."""
+        return cls(spec.direction, spec.softmax_lambda)
+
+    def __str__(self) -> str:
+        """For reports."""
+        return f"{self.direction}, lambda {self.softmax_lambda:g}"
+
+
+@dataclass(frozen=True)
+class LevelScores:
+    """Scores of every image with every caption, in files.
+
+    Attributes:
+        levels: Level 1, 2 and 3 alone.
+        total: Their sum, in the order of :data:`hat_export.spec.LEVEL_ORDER`.
+    """
+
+    levels: tuple[Scores, Scores, Scores]
+    total: Scores
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images with some captions.
+
+    Attributes:
+        images: First image and the one behind the last.
+        captions: First caption and the one behind the last.
+    """
+
+    images: tuple[int, int]
+    captions: tuple[int, int]
+
+
+#: Level 1, 2 and 3.
+Levels = tuple[Scores, Scores, Scores]
+
+
+@dataclass(frozen=True)
+class BlockScorer:
+    """Scores blocks; captions stay prepared from one block to the next.
+
+    Attributes:
+        images: Whose images.
+        texts: Whose captions.
+        scorer: Whose constants.
+        threads: Threads of the kernel.
+    """
+
+    images: EncodedDataset
+    texts: EncodedDataset
+    scorer: Scorer
+    threads: int
+    _prepared: dict[tuple[int, int], list[LevelCaptions]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __call__(self, block: Block) -> Levels:
+        """Scores of a block by the native kernel, per level."""
+        prepared = self._captions(block.captions)
+        folds = self.images.projections.levels
+        found = {}
+        for level in LEVEL_ORDER:
+            regions, norms = self.images.image_level(level, *block.images)
+            fold = folds[level - 1]
+            if fold is not None and not self._reduced:
+                regions = fold.apply(regions)
+            found[level] = alignment_cpu.score(
+                regions,
+                norms,
+                prepared[level - 1],
+                self.scorer.softmax_lambda,
+                self.scorer.direction,
+                self.threads,
+            )
+        return found[1], found[2], found[3]
+
+    @property
+    def _reduced(self) -> bool:
+        """Words of t2i attend to full-width regions."""
+        return self.scorer.direction == "i2t"
+
+    def _captions(self, block: tuple[int, int]) -> list[LevelCaptions]:
+        if block not in self._prepared:
+            self._prepared.clear()
+            levels = zip(
+                self.texts.caption_levels(*block), self.images.projections.levels, strict=True
+            )
+            self._prepared[block] = [
+                _folded(captions, fold) if self._reduced else captions for captions, fold in levels
+            ]
+        return self._prepared[block]
+
+
+#: Scores blocks with a scorer; gives the levels of each, in order.
+ScoreBlocks = Callable[[BlockScorer, Iterable[Block]], Iterator[Levels]]
+
+
+def score_here(scorer: BlockScorer, blocks: Iterable[Block]) -> Iterator[Levels]:
+    """Score in this process."""
+    return map(scorer, blocks)
+
+
+def _blocks(
+    images: ModelSpec, texts: ModelSpec, count: int, captions: range, parts: int
+) -> Iterator[Block]:
+    """All images for some captions, then for the next."""
+    width = max(1, CAPTION_BLOCK // (texts.max_words * LEVELS * 4 * texts.dim))
+    height = max(
+        1, IMAGE_BLOCK // sum(4 * regions * images.dim for regions in images.level_regions)
+    )
+    height = min(height, -(-count // parts))
+    for start in range(captions.start, captions.stop, width):
+        stop = min(start + width, captions.stop)
+        for first in range(0, count, height):
+            yield Block((first, min(first + height, count)), (start, stop))
+
+
+def score_levels(
+    images: EncodedDataset,
+    texts: EncodedDataset,
+    scorer: Scorer,
+    folder: Path,
+    threads: int,
+    progress: Progress = silent,
+    what: str = "captions scored",
+    score: ScoreBlocks = score_here,
+    parts: int = 1,
+) -> LevelScores:
+    """Score the images of one model with the captions of one, of the same or of another.
+
+    Args:
+        images: Whose images.
+        texts: Whose captions.
+        scorer: Whose constants.
+        folder: The cache.
+        threads: Threads of the kernel.
+        progress: Called after each block, in captions.
+        what: What to call this in the progress.
+        score: Who scores.
+        parts: Into how many blocks at least the images are cut, so that there is work for several.
+
+    Returns:
+        Scores by the native kernel, memory-mapped.
+
+    Raises:
+        InputError: if the models' features don't fit together.
+        OutputError: if the cache can't be written.
+    """
+    check_fit(images.spec, texts.spec)
+    count, captions = len(images.image_rows), len(texts.text_rows)
+    key = {
+        "images": [images.keys.image, *images.image_ids],
+        "texts": [texts.keys.text, *texts.text_ids],
+        "scorer": asdict(scorer),
+        "projections": images.projections.sha256,
+        "path": alignment_cpu.resolve_path(),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    work = folder / f"scores-{name}"
+    names = [*(f"level{n}.npy" for n in range(1, LEVELS + 1)), "total.npy"]
+    finished = _finished(work)
+    kept = _open_matrices(work, names, (count, captions)) if finished else None
+    matrices = kept or [new_matrix(work / file, (count, captions)) for file in names]
+    finished = _intact(finished, matrices) if kept else []
+    *levels, total = matrices
+    done = finished[-1].stop if finished else 0
+    if done < captions:
+        progress(what, done, captions)
+    blocks = list(_blocks(images.spec, texts.spec, count, range(done, captions), parts))
+    for block, found in zip(
+        blocks, score(BlockScorer(images, texts, scorer, threads), blocks), strict=True
+    ):
+        (first, last), (start, stop) = block.images, block.captions
+        for matrix, scores in zip(matrices, (*found, _summed(found)), strict=True):
+            matrix[first:last, start:stop] = scores
+        progress(what, start + (stop - start) * last // count, captions)
+        if last == count:
+            for matrix in matrices:
+                matrix.flush()
+            finished.append(_Finished(stop, _checksums(matrices, start, stop)))
+            write_text(work / STATE, json.dumps([asdict(one) for one in finished]))
+    first_level, second, third = levels
+    return LevelScores((first_level, second, third), total)
+
+
+def check_fit(images: ModelSpec, texts: ModelSpec) -> None:
+    """Refuse features of different widths.
+
+    Raises:
+        InputError: naming the widths.
+    """
+    if images.dim != texts.dim:
+        raise InputError(
+            f"features of {images.name!r} are {images.dim} wide, those of {texts.name!r} "
+            f"{texts.dim}; images of one can't be scored with captions of the other"
+        )
+
+
+def summed(levels: Sequence[Scores], path: Path) -> Scores:
+    """The sum of three levels, whichever models they come from, in a file.
+
+    Args:
+        levels: Level 1, 2 and 3.
+        path: Where; replaced if it exists.
+    """
+    total = new_matrix(path, levels[0].shape)
+    for start, rows in row_blocks(levels[0]):
+        part = slice(start, start + len(rows))
+        total[part] = _summed([level[part] for level in levels])
+    return total
+
+
+def _summed(levels: Sequence[np.ndarray]) -> np.ndarray:
+    total = np.zeros(levels[0].shape, np.float32)
+    for level in LEVEL_ORDER:
+        total += levels[level - 1]
+    return total
+
+
+def _folded(captions: LevelCaptions, fold: Projection | None) -> LevelCaptions:
+    """Captions of full width with a projection folded in."""
+    if fold is None:
+        return captions
+    return LevelCaptions(
+        np.ascontiguousarray(captions.words @ fold.weight),
+        captions.words @ fold.bias,
+        captions.gram,
+        captions.caption_start,
+    )
+
+
+def new_matrix(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A float32 matrix in a file that has all of its room on the disk.
+
+    Writing through a mapping into a file with holes kills the process when the disk is full.
+
+    Args:
+        path: Where; replaced if it exists.
+        shape: Sizes.
+
+    Raises:
+        OutputError: if it can't be made, or the disk hasn't the room.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another inode than that of a matrix that somebody may still have mapped.
+        path.unlink(missing_ok=True)
+        matrix = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: can't be written ({error.strerror}); name another folder with --cache"
+        ) from None
+    return matrix
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A block of captions that is scored.
+
+    Attributes:
+        stop: The caption behind the last.
+        crc32: Of the block in every matrix.
+    """
+
+    stop: int
+    crc32: tuple[int, ...]
+
+
+def _finished(work: Path) -> list[_Finished]:
+    """Blocks that an earlier run has finished, as far as its state is readable."""
+    try:
+        found = json.loads((work / STATE).read_text(encoding="utf-8"))
+        return [_Finished(int(one["stop"]), tuple(map(int, one["crc32"]))) for one in found]
+    except MALFORMED:
+        return []
+
+
+def _intact(blocks: Sequence[_Finished], matrices: Sequence[np.memmap]) -> list[_Finished]:
+    """The blocks before the first that isn't as it was written: the others are scored again."""
+    start, good = 0, []
+    for block in blocks:
+        fits = start < block.stop <= matrices[0].shape[1]
+        if not fits or _checksums(matrices, start, block.stop) != block.crc32:
+            break
+        good.append(block)
+        start = block.stop
+    return good
+
+
+def _checksums(matrices: Sequence[np.memmap], start: int, stop: int) -> tuple[int, ...]:
+    found = []
+    for matrix in matrices:
+        crc = 0
+        for _, rows in row_blocks(matrix[:, start:stop]):
+            crc = zlib.crc32(np.ascontiguousarray(rows).data, crc)
+        found.append(crc)
+    return tuple(found)
+
+
+def _open_matrices(
+    work: Path, names: Sequence[str], shape: tuple[int, int]
+) -> list[np.memmap] | None:
+    """The matrices of an earlier run; None if one of them isn't what it was."""
+    try:
+        found = [np.lib.format.open_memmap(work / name, "r+") for name in names]
+    except (OSError, ValueError, SyntaxError, TypeError, TokenError):
+        return None
+    same = all(one.shape == shape and one.dtype == np.float32 for one in found)
+    return found if same and all(one.flags.c_contiguous for one in found) else None

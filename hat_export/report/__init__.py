@@ -1,0 +1,1 @@
+"""Results as JSON, Markdown, HTML and text: one report, rendered from the same data."""

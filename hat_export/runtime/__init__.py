@@ -1,0 +1,1 @@
+"""Sessions: the three verbs of a model, on every backend."""

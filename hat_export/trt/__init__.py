@@ -1,1 +1,0 @@
-"""TensorRT: its libraries, what a bundle says of its engines, commands that repeat a build."""
