@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from hat_export.base.ray import RayWorkers
     from hat_export.report.report import Report, Table
-    from hat_export.runtime.session import Session
     from hat_export.spec import ModelSpec
 
 #: Errors of a disk that is full, read-only or broken, and of exhausted descriptors.
@@ -184,15 +183,6 @@ def read_spec(path: Path | None) -> ModelSpec | None:
             f"{path}: neither a readable spec ({error}) nor a preset: {known}"
         ) from None
     return ModelSpec.parse(text, str(path))
-
-
-def open_target(
-    target: Path, backend: str, threads: int | None, spec: ModelSpec | None, vocabulary: Path | None
-) -> Session:
-    """A session on a checkpoint (PyTorch) or a bundle (``backend``)."""
-    from hat_export.api import open_target
-
-    return open_target(target, backend, threads, spec, vocabulary)
 
 
 def require_signature(public_key: Path | None, *targets: Path) -> None:

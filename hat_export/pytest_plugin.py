@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from hat_export.parity.run import ParityOutcome
+    from hat_export.parity.outcome import ParityOutcome
 
 
 def fail_without_parity(
@@ -31,7 +31,7 @@ def fail_without_parity(
     """
     __tracebackhide__ = True
     from hat_export.parity.budget import Verdict
-    from hat_export.parity.run import parity_report
+    from hat_export.parity.report import parity_report
     from hat_export.report.report import write_report
 
     result = parity_report(outcome)

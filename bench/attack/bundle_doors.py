@@ -34,7 +34,7 @@ class _BundleDoor(Door):
         return bundle
 
     def open(self, folder: Path) -> None:
-        from hat_export.api import open_bundle
+        from hat_export.runtime.backends.opening import open_bundle
 
         with open_bundle(folder / "bundle", threads=1) as session:
             session.encode_texts(["a dog"])
@@ -330,9 +330,9 @@ class EngineCacheDoor(Door):
         return name
 
     def open(self, folder: Path) -> None:
-        from hat_export.api import open_bundle
         from hat_export.bundle.bundle import Bundle
         from hat_export.bundle.inspect import bundle_report
+        from hat_export.runtime.backends.opening import open_bundle
 
         bundle_report(Bundle.read(folder / "bundle"), True).to_html()
         self._find(folder / "cache")

@@ -352,7 +352,7 @@ class CaptionDoor(Door):
     )  # fmt: skip
 
     def prepare(self, work: Path) -> None:
-        from hat_export.api import open_bundle
+        from hat_export.runtime.backends.opening import open_bundle
 
         self.bundle = work / samples.BUNDLE
         self.session = open_bundle(self.bundle, threads=1)

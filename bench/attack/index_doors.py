@@ -25,7 +25,7 @@ class IndexDoor(Door):
         self.name = f"index of {kind}"
 
     def prepare(self, work: Path) -> None:
-        from hat_export.api import open_bundle
+        from hat_export.runtime.backends.opening import open_bundle
 
         images = self.kind == "images"
         self.bundle = work / samples.BUNDLE
@@ -142,8 +142,8 @@ class CacheDoor(Door):
     attack = "faults in every file of it"
 
     def prepare(self, work: Path) -> None:
-        from hat_export.api import open_bundle
         from hat_export.data.readers import read_dataset
+        from hat_export.runtime.backends.opening import open_bundle
 
         self.data, self.bundle = work / samples.DATA, work / samples.BUNDLE
         self.session = open_bundle(self.bundle, threads=1)

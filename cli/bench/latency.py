@@ -152,4 +152,6 @@ def parse_score_size(text: str) -> tuple[int, int]:
 
 
 def _open(target: Target, threads: int, spec: ModelSpec | None, vocabulary: Path | None) -> Session:
-    return common.open_target(target.path, target.backend, threads, spec, vocabulary)
+    from hat_export.runtime.backends.opening import open_target
+
+    return open_target(target.path, target.backend, threads, spec, vocabulary)

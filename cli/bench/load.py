@@ -67,6 +67,7 @@ def load(
     from hat_export.benchmark.load.report import load_report
     from hat_export.benchmark.load.scenarios import SCENARIOS, Load, loadgen, run_scenarios
     from hat_export.benchmark.load.work import WORKS
+    from hat_export.runtime.backends.opening import open_target
 
     common.require_signature(require_signature, target)
     works = _chosen("--work", work, tuple(WORKS))
@@ -87,7 +88,7 @@ def load(
     architecture = common.read_spec(spec)
     count = threads or default_threads()
     progress.step(f"opening {target}")
-    with common.open_target(target, backend, count, architecture, vocabulary) as session:
+    with open_target(target, backend, count, architecture, vocabulary) as session:
         name = f"{target.name} ({session.backend})"
         for kind in works:
             made = WORKS[kind](session, gallery)

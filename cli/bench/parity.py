@@ -103,12 +103,13 @@ def parity(
     With --engine ray, workers of --threads threads each, one if not given, encode and score;
     models, data and --cache must be under the same paths on every machine.
     """
-    from hat_export.api import parity_side
     from hat_export.base.machine import default_cache
     from hat_export.bundle.reproduce import write_reproduction
     from hat_export.data.readers import read_dataset
     from hat_export.parity.budget import Verdict, parse_budget
-    from hat_export.parity.run import ParitySettings, parity_report, run_parity
+    from hat_export.parity.outcome import ParitySettings, Side
+    from hat_export.parity.report import parity_report
+    from hat_export.parity.run import run_parity
 
     common.require_signature(require_signature, reference, candidate)
     settings = ParitySettings(
@@ -128,7 +129,7 @@ def parity(
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     first, second = (
-        parity_side(target, name, architecture, vocabulary)
+        Side.of(target, name, architecture, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
     outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)

@@ -29,7 +29,6 @@ def profile(
     require_signature: SignatureOption = None,
 ) -> None:
     """Time every operator of the encoders by ONNX Runtime's own profiler, layer by layer."""
-    from hat_export.api import open_bundle
     from hat_export.base.atomic import scratch_folder
     from hat_export.base.machine import default_threads, environment
     from hat_export.benchmark.latency.cases import whole_captions
@@ -37,6 +36,7 @@ def profile(
     from hat_export.benchmark.profile.trace import graph_layers, read_trace
     from hat_export.bundle.bundle import Bundle
     from hat_export.runtime.backends.onnxruntime_profiler import ProfiledSession
+    from hat_export.runtime.backends.opening import open_bundle
     from hat_export.runtime.self_test import noise_pixels
 
     common.require_signature(require_signature, bundle)

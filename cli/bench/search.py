@@ -54,6 +54,7 @@ def search(
     from hat_export.benchmark.search import index_split, run, search_report
     from hat_export.data.readers import read_dataset
     from hat_export.index.search import CANDIDATES, candidate_source
+    from hat_export.runtime.backends.opening import open_target
 
     common.check_report_paths(report)
     kinds = candidates or list(CANDIDATES)
@@ -65,7 +66,7 @@ def search(
     architecture = common.read_spec(spec)
     progress = common.Progress(quiet)
     with (
-        common.open_target(target, backend, threads, architecture, vocabulary) as session,
+        open_target(target, backend, threads, architecture, vocabulary) as session,
         scratch_folder() as folder,
     ):
         splits = [

@@ -83,7 +83,7 @@ def onnx(
     The bundle appears only if every output equals PyTorch's within the tolerance at batch sizes
     1, 2, 3 and 17 and at caption lengths from 2 to the longest.
     """
-    from hat_export.api import require_export_packages
+    from hat_export.base.packages import require_export_packages
     from hat_export.data.dataset import read_karpathy
     from hat_export.errors import CheckpointError, InputError
 

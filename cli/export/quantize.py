@@ -157,9 +157,9 @@ def quantize(
 
     The result is a bundle like any other. `hat-bench parity` proves what it retrieves.
     """
-    from hat_export.api import require_packages
     from hat_export.base.files import check_target
     from hat_export.base.machine import default_threads
+    from hat_export.base.packages import require_packages
     from hat_export.bundle.bundle import Bundle
     from hat_export.data.dataset import read_karpathy
     from hat_export.errors import InputError

@@ -142,7 +142,7 @@ def trt(
     logs. The graphs run on the CPU first, with the roundings of their precision, and have to agree
     with PyTorch. Which attention layers are fused is read from the engines themselves.
     """
-    from hat_export.api import require_packages
+    from hat_export.base.packages import require_packages
     from hat_export.data.dataset import read_karpathy
     from hat_export.errors import InputError
 

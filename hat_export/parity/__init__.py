@@ -9,5 +9,6 @@ in files, :mod:`~hat_export.parity.scorer_check` checks them against the session
 component and :mod:`~hat_export.parity.localize` the layer at fault, in graphs that
 :mod:`~hat_export.parity.graphs` provides. :mod:`~hat_export.parity.changed_queries`,
 :mod:`~hat_export.parity.tables`, :mod:`~hat_export.parity.gallery` and
-:mod:`~hat_export.parity.diff` show it. :mod:`hat_export.parity.run` runs all of it.
+:mod:`~hat_export.parity.diff` show it. :mod:`~hat_export.parity.run` runs all of it,
+:mod:`~hat_export.parity.outcome` holds what it finds, :mod:`~hat_export.parity.report` tells it.
 """

@@ -1,7 +1,7 @@
 """Does a candidate retrieve what the reference retrieves, and if not, which component lost it?
 
 Runs everything in :mod:`hat_export.parity` on one dataset: encodes on both sides, scores, compares
-ranks, judges the budget on intervals, names the culprit, and makes the report.
+ranks, judges the budget on intervals, and names the culprit.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from hat_export.base.atomic import locked_folder, partial_folder, scratch_folder
 from hat_export.base.machine import environment, peak_memory, private_memory
-from hat_export.base.ray import RayWorkers, ray_cluster
+from hat_export.base.ray import ray_cluster
 from hat_export.bundle.bundle import is_bundle, read_manifest
 from hat_export.bundle.precision import PRECISIONS
 from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import BackendUnavailableError, InputError, OutputError
-from hat_export.parity import tables
 from hat_export.parity.attribution import Attribution, attribute
 from hat_export.parity.budget import Judgement, Verdict, judge, overall
-from hat_export.parity.changed_queries import ChangedQuery, change_to_json, look_up
-from hat_export.parity.comparison import TIE_MARGIN, Parity, compare
+from hat_export.parity.changed_queries import ChangedQuery, look_up
+from hat_export.parity.comparison import Parity, compare
 from hat_export.parity.embeddings import (
     DatasetDigests,
     Encode,
@@ -35,13 +34,12 @@ from hat_export.parity.embeddings import (
     encode_dataset,
     encoder_keys,
 )
-from hat_export.parity.gallery import gallery
-from hat_export.parity.ray import OpenSession, encode_with_ray, score_with_ray
+from hat_export.parity.outcome import LOOKED_UP, SIDES, ParityOutcome, ParitySettings, Side
+from hat_export.parity.ray import encode_with_ray, score_with_ray
 from hat_export.parity.scorer_check import OwnScores, ScorerCheck, check_scorers, own_scores
 from hat_export.parity.scores import LevelScores, ScoreBlocks, Scorer, score_here, score_levels
-from hat_export.parity.statistics import Delta, deltas, to_json
+from hat_export.parity.statistics import Delta, deltas
 from hat_export.parity.top_k_overlap import Kept, top_kept
-from hat_export.report.report import Report
 from hat_export.runtime.evaluate import Progress, silent
 from hat_export.score.metrics import fold_mean
 
@@ -51,102 +49,8 @@ if TYPE_CHECKING:
 #: COCO's test split, whose 1K figures are means over five folds.
 COCO_IMAGES, COCO_FOLDS = 5000, 5
 
-SIDES = ("reference", "candidate")
-
-#: Changed queries for which reports say what was retrieved; a column of a matrix in a file takes
-#: as many reads as there are images.
-LOOKED_UP = 500
-
 #: Called with one line before each step.
 Step = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two that are compared.
-
-    Attributes:
-        target: Bundle or checkpoint.
-        open: Opens a session on it.
-    """
-
-    target: Path
-    open: OpenSession
-
-
-@dataclass(frozen=True)
-class ParitySettings:
-    """How to compare.
-
-    Attributes:
-        budget: Largest allowed drop in points by key of
-            :data:`hat_export.parity.budget.BUDGET_KEYS`.
-        strict: Whether what can't be judged has failed.
-        cache: Folder of the features and scores; None for one that is deleted afterwards.
-        folds: Folds whose mean is shown too; None: five for COCO's 5,000 images, else none.
-        batch: Images or captions encoded at a time.
-        attribution: Whether to name the culprit; None: if a rank changed beyond ties.
-        localize: Whether to compare the encoders' graphs layer by layer.
-        gallery: Changed queries shown with pictures.
-        threads: Threads of each session and of the scores here; None: one per core.
-        ray: Who encodes and scores instead; None: this process.
-    """
-
-    budget: Mapping[str, float]
-    strict: bool = False
-    cache: Path | None = None
-    folds: int | None = None
-    batch: int = 50
-    attribution: bool | None = None
-    localize: bool = False
-    gallery: int = 20
-    threads: int | None = None
-    ray: RayWorkers | None = None
-
-
-@dataclass(frozen=True)
-class ParityOutcome:
-    """Everything that a comparison found.
-
-    Attributes:
-        names: Reference and candidate, for reports.
-        dataset: What they were compared on.
-        settings: How.
-        verdict: Passed, failed or undecided.
-        parity: Metrics of both, and every changed rank.
-        kept: The reference's best answers that stay; None with too few to choose from.
-        deltas: Every metric's difference with its interval.
-        judgements: Every limit held against its metric.
-        checks: Sessions' own scores beside the kernel's.
-        levels: Comparison and differences of each level alone.
-        changed: The worst :data:`LOOKED_UP` changed queries with what was retrieved for them;
-            ``parity.changed`` has all.
-        folds: Number of folds and the mean metrics of both; None without.
-        attribution: What each component costs; None where it wasn't asked for.
-        localizations: Per graph, the first layer that is wrong; empty where it wasn't asked for.
-        facts: Time, memory, cache, machine.
-    """
-
-    names: tuple[str, str]
-    dataset: CaptionDataset
-    settings: ParitySettings
-    verdict: Verdict
-    parity: Parity
-    kept: Kept | None
-    deltas: Mapping[str, Delta]
-    judgements: tuple[Judgement, ...]
-    checks: tuple[ScorerCheck, ...]
-    levels: tuple[tuple[Parity, Mapping[str, Delta]], ...]
-    changed: tuple[ChangedQuery, ...]
-    folds: tuple[int, Mapping[str, float], Mapping[str, float]] | None
-    attribution: Attribution | None
-    localizations: tuple[Localization, ...]
-    facts: Mapping[str, Any]
-
-    @property
-    def passed(self) -> bool:
-        """Whether recall is shown to keep the budget."""
-        return self.verdict is Verdict.passed
 
 
 class _Meter:
@@ -192,7 +96,7 @@ def run_parity(
         step: Called before each step.
 
     Returns:
-        What was found; :func:`parity_report` shows it.
+        What was found; :func:`hat_export.parity.report.parity_report` shows it.
 
     Raises:
         InputError: if there is no such target, the folds don't divide the images, or features are
@@ -484,92 +388,3 @@ def _cache_folder(cache: Path | None, stack: ExitStack, step: Step) -> Path:
     if not os.access(cache, os.W_OK):
         raise OutputError(f"{cache}: is read-only; name another folder with --cache")
     return cache
-
-
-def parity_report(outcome: ParityOutcome) -> Report:
-    """The report of a comparison."""
-    parity, dataset = outcome.parity, outcome.dataset
-    summary = [
-        tables.verdict_sentence(
-            outcome.verdict, outcome.judgements, outcome.checks, outcome.settings.strict
-        ),
-        tables.ranks_sentence(parity),
-        *([outcome.kept.sentence()] if outcome.kept else []),
-        tables.budget_sentence(outcome.judgements, outcome.settings.strict),
-    ]
-    shown = [tables.gate_table(outcome.deltas, outcome.judgements, dataset.name, parity)]
-    if outcome.folds:
-        shown.append(tables.fold_table(*outcome.folds))
-    if outcome.attribution:
-        summary.append(outcome.attribution.sentence())
-        shown.append(tables.attribution_table(outcome.attribution))
-    for found in outcome.localizations:
-        summary.append(found.sentence())
-        shown += tables.localization_tables(found)
-    shown.append(tables.level_table(outcome.levels))
-    if outcome.changed:
-        shown.append(tables.changed_table(outcome.changed, len(parity.changed), dataset))
-    shown += [tables.scorer_table(outcome.checks), tables.run_table(outcome.facts)]
-    worst = outcome.changed[: outcome.settings.gallery]
-    galleries = (gallery(worst, len(parity.changed), dataset),) if worst else ()
-    undecided = outcome.verdict is Verdict.undecided
-    return Report(
-        "parity",
-        f"Recall parity: {outcome.names[1]} against {outcome.names[0]}",
-        None if undecided else outcome.passed,
-        tuple(summary),
-        tuple(shown),
-        _data(outcome),
-        galleries=galleries,
-        undecided=undecided,
-    )
-
-
-def _data(outcome: ParityOutcome) -> dict[str, Any]:
-    parity = outcome.parity
-    sides = zip(
-        SIDES,
-        outcome.names,
-        (parity.reference, parity.candidate),
-        outcome.facts["scorers"],
-        strict=True,
-    )
-    data: dict[str, Any] = {
-        side: {"name": name, "scorer": scorer, **metrics.to_json()}
-        for side, name, metrics, scorer in sides
-    }
-    data |= {
-        "dataset": outcome.dataset.name,
-        "images": parity.images,
-        "captions": parity.captions,
-        "verdict": outcome.verdict.value,
-        "strict": outcome.settings.strict,
-        "budget": dict(outcome.settings.budget),
-        "judgements": [item.to_json() for item in outcome.judgements],
-        "deltas": to_json(outcome.deltas),
-        "levels": [
-            {"deltas": to_json(found), "changed": len(item.changed)}
-            for item, found in outcome.levels
-        ],
-        "score_difference": parity.score_difference,
-        "top_10_kept": outcome.kept.to_json() if outcome.kept else None,
-        "tie_margin": TIE_MARGIN,
-        "scorer_checks": [check.to_json() for check in outcome.checks],
-        "changed": [
-            *(item.to_json(outcome.dataset) for item in outcome.changed),
-            *(change_to_json(item, outcome.dataset) for item in parity.changed[LOOKED_UP:]),
-        ],
-        "seconds": outcome.facts["seconds"],
-        "peak_memory_bytes": outcome.facts["peak_memory_bytes"],
-        "private_memory_bytes": outcome.facts["private_memory_bytes"],
-        "reused": outcome.facts["reused"],
-        "environment": outcome.facts["environment"],
-    }
-    if outcome.folds:
-        count, before, after = outcome.folds
-        data["folds"] = {"count": count, "reference": dict(before), "candidate": dict(after)}
-    if outcome.attribution:
-        data["attribution"] = outcome.attribution.to_json()
-    if outcome.localizations:
-        data["localization"] = [found.to_json() for found in outcome.localizations]
-    return data

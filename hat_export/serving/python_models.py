@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from hat_export.api import open_bundle
 from hat_export.bundle.bundle import Bundle
 from hat_export.errors import HatError
 from hat_export.index.images import ImageIndex
 from hat_export.index.search import search
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.score.features import ImageFeatures, TextFeatures
 from hat_export.serving.names import (
     IMAGE_LEVELS,

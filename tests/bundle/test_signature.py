@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from hat_export.api import open_bundle
 from hat_export.bundle.bundle import SIGNATURE, Bundle
 from hat_export.bundle.signature import check_signature, make_keys, public_path, sign_bundle
 from hat_export.cli import bench, export
 from hat_export.errors import BundleError, InputError, OutputError, SignatureError
+from hat_export.runtime.backends.opening import open_bundle
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from hat_export.api import open_bundle
 from hat_export.bundle.bundle import Bundle
 from hat_export.cli.export import app
 from hat_export.data.sources import ImageReader, ImageRef, list_images
@@ -33,6 +32,7 @@ from hat_export.index.build import (
 from hat_export.index.captions import CaptionIndex
 from hat_export.index.images import ImageIndex
 from hat_export.index.record_file import IndexRecoveryWarning
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.runtime.session import Session
 from picture_samples import pictures, write_folder, write_tar, write_zip
 

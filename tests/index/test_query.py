@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from hat_export.api import open_bundle
 from hat_export.cli.export import app
 from hat_export.errors import HatError, IndexFileError, InputError
 from hat_export.index.captions import CaptionIndex
 from hat_export.index.query import found_captions, found_images, open_search
 from hat_export.index.search_captions import search_captions
 from hat_export.report.search_page import Shown, image_gallery
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.score.features import ReducedImages
 from picture_samples import pictures, write_folder, write_zip
 

@@ -21,7 +21,9 @@ from hat_export.model.checkpoint import load_hat, save_checkpoint
 from hat_export.model.hat import HAT
 from hat_export.parity.attribution import Component
 from hat_export.parity.budget import DEFAULT_BUDGET, Verdict, parse_budget
-from hat_export.parity.run import ParityOutcome, ParitySettings, Side, parity_report, run_parity
+from hat_export.parity.outcome import ParityOutcome, ParitySettings, Side
+from hat_export.parity.report import parity_report
+from hat_export.parity.run import run_parity
 from places import DEMO
 
 MODEL = DEMO / "hat-tiny-emojicap"

@@ -16,7 +16,6 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from hat_export.api import open_bundle
 from hat_export.base.machine import cpu_features
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.inspect import bundle_report
@@ -36,6 +35,7 @@ from hat_export.quantize.search_report import search_report
 from hat_export.quantize.smoothing import smooth
 from hat_export.quantize.weights import block_size, blockwise, per_channel, unblocked
 from hat_export.runtime.backends.onnxruntime_backend import check_cpu, session_options
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.runtime.self_test import noise_pixels
 
 CPU = ("cpu-vnni", "cpu-avx2", "arm64")

@@ -122,7 +122,7 @@ def test_parity_of_a_hostile_dataset(tiny_bundle: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     from hat_export.api import check_parity
     from hat_export.parity.diff import compare_parity
-    from hat_export.parity.run import parity_report
+    from hat_export.parity.report import parity_report
 
     entries = []
     names = [name for name in HOSTILE if "\x00" not in name]

@@ -115,7 +115,7 @@ def test_spawned_processes_work(tiny_bundle: Path) -> None:
 
 
 def test_the_torch_session_refuses_to_work_after_a_fork(tiny_checkpoint: Path) -> None:
-    from hat_export.api import open_target
+    from hat_export.runtime.backends.opening import open_target
 
     with open_target(tiny_checkpoint, "torch", 2, None, None) as session:
         assert "open it in the new process" in in_a_fork(lambda: work(session, 1))

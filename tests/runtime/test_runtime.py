@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hat_export.api import load, open_bundle
 from hat_export.errors import BackendUnavailableError
+from hat_export.runtime.backends.opening import load, open_bundle
 from picture_samples import pictures, write_folder
 
 pytestmark = pytest.mark.serve

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hat_export.api import open_bundle
 from hat_export.bundle.bundle import Bundle
 from hat_export.cli.export import app
 from hat_export.errors import InputError, OutputError
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.serving.repository import ServingOptions, write_repository
 from picture_samples import pictures, write_folder
 

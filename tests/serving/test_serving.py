@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hat_export.api import open_bundle
 from hat_export.bundle.bundle import Bundle
 from hat_export.cli.export import app
 from hat_export.errors import BackendUnavailableError
 from hat_export.index.query import found_images, open_search
+from hat_export.runtime.backends.opening import open_bundle
 from hat_export.runtime.self_test import noise_captions, noise_pixels
 from hat_export.runtime.session import Session
 from hat_export.serving.local_server import LocalServer, server_folder
