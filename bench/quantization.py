@@ -33,7 +33,8 @@ import numpy as np
 
 from hat_export.base.machine import cpu_features, default_threads, environment, peak_memory
 from hat_export.bundle.bundle import TOKENIZER, Bundle, list_files, read_manifest, write_manifest
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.export.calibration import dataset_feeds
 from hat_export.parity.comparison import compare

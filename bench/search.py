@@ -30,7 +30,8 @@ import numpy as np  # noqa: E402
 import hat_export  # noqa: E402
 from hat_export.base.machine import environment, peak_memory  # noqa: E402
 from hat_export.benchmark.search import build_index, encode_texts  # noqa: E402
-from hat_export.data.dataset import CaptionDataset, read_karpathy  # noqa: E402
+from hat_export.data.dataset import CaptionDataset  # noqa: E402
+from hat_export.data.karpathy import read_karpathy  # noqa: E402
 from hat_export.index.captions import CaptionIndex  # noqa: E402
 from hat_export.index.images import ImageIndex  # noqa: E402
 from hat_export.index.search import score_index, search  # noqa: E402

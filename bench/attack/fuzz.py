@@ -102,7 +102,7 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     from hat_export.bundle.bundle import read_manifest
     from hat_export.bundle.graph_check import check_graph
     from hat_export.bundle.signature import check_signature, read_public_key
-    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.karpathy import read_karpathy
     from hat_export.data.tables import read_csv, read_jsonl
     from hat_export.errors import HatError
     from hat_export.index import record_file

@@ -66,7 +66,8 @@ def onnx(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Karpathy JSON or its folder: real data on which fp16 and bf16 look for overflow; "
+            help="A dataset, in any form that hat-bench parity reads: "
+            "real data on which fp16 and bf16 look for overflow; "
             "default: made-up pictures and captions.",
             show_default=False,
         ),
@@ -84,7 +85,7 @@ def onnx(
     1, 2, 3 and 17 and at caption lengths from 2 to the longest.
     """
     from hat_export.base.packages import require_export_packages
-    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.readers import read_dataset
     from hat_export.errors import CheckpointError, InputError
 
     if not checkpoint.exists():
@@ -112,7 +113,7 @@ def onnx(
         precision=precision.value,
         require_fused=require_fused,
         calibration=(
-            read_karpathy(calibration, "val").limit(calibration_images) if calibration else None
+            read_dataset(calibration, "val").limit(calibration_images) if calibration else None
         ),
         overwrite=overwrite,
         threads=threads,

@@ -79,7 +79,8 @@ def quantize(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Karpathy JSON or its folder: real images and captions for static ranges, "
+            help="A dataset, in any form that hat-bench parity reads: "
+            "real images and captions for static ranges, "
             "smoothing and --max-drop.",
             show_default=False,
         ),
@@ -161,7 +162,7 @@ def quantize(
     from hat_export.base.machine import default_threads
     from hat_export.base.packages import require_packages
     from hat_export.bundle.bundle import Bundle
-    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.readers import read_dataset
     from hat_export.errors import InputError
     from hat_export.parity.budget import parse_budget
 
@@ -195,7 +196,7 @@ def quantize(
     check_scheme(scheme, machine)
     progress = common.Progress(quiet)
     threads = threads or default_threads()
-    dataset = read_karpathy(calibration, split, images or ()) if calibration else None
+    dataset = read_dataset(calibration, split, images or ()) if calibration else None
     progress.step(f"target {machine.name}: {machine.reason}")
     if preflight:
         schemes = chosen.schemes if chosen else machine.schemes if budget else (scheme.name,)

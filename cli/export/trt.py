@@ -111,7 +111,8 @@ def trt(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Karpathy JSON or its folder: real data on which lower precisions find their "
+            help="A dataset, in any form that hat-bench parity reads: "
+            "real data on which lower precisions find their "
             "ranges; default: made-up pictures and captions.",
             show_default=False,
         ),
@@ -143,7 +144,7 @@ def trt(
     with PyTorch. Which attention layers are fused is read from the engines themselves.
     """
     from hat_export.base.packages import require_packages
-    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.readers import read_dataset
     from hat_export.errors import InputError
 
     common.require_signature(require_signature, source)
@@ -185,7 +186,7 @@ def trt(
         require_fused=require_fused,
         alignment=alignment.value,
         calibration=(
-            read_karpathy(calibration, "val").limit(calibration_images) if calibration else None
+            read_dataset(calibration, "val").limit(calibration_images) if calibration else None
         ),
         spec=common.read_spec(spec),
         vocabulary=vocabulary,

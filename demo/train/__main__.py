@@ -41,7 +41,7 @@ def main() -> None:
     arguments = _arguments()
     import torch
 
-    from hat_export.data.dataset import read_karpathy
+    from hat_export.data.karpathy import read_karpathy
     from hat_export.data.preprocess import ImagePreprocessor
     from hat_export.data.tokenizer import CaptionTokenizer
     from hat_export.model.checkpoint import save_checkpoint

@@ -77,18 +77,21 @@ def is_huggingface(path: Path) -> bool:
     )
 
 
-def read_huggingface(path: Path, split: str) -> CaptionDataset:
+def read_huggingface(path: Path, split: str, images: Sequence[Path] = ()) -> CaptionDataset:
     """A split of a Hugging Face dataset on the disk.
 
     Args:
         path: A folder that ``save_to_disk`` wrote, that holds parquet files, or an imagefolder
             with ``metadata.jsonl`` or ``metadata.csv``.
         split: Its split; a dataset with a single one is taken as it is.
+        images: None may be named: such a dataset holds its pictures itself.
 
     Raises:
         BackendUnavailableError: if the library isn't installed.
-        DatasetError: if the folder can't be read, or has neither pictures nor captions.
+        DatasetError: if the folder can't be read, has neither pictures nor captions, or ``images``
+            are named.
     """
+    _check_no_pictures(images, path)
     try:
         import datasets
     except ImportError:
@@ -185,7 +188,7 @@ def _parquet(path: Path) -> Iterator[Path]:
     return path.rglob("*.parquet")
 
 
-def check_no_pictures(images: Sequence[Path], path: Path) -> None:
+def _check_no_pictures(images: Sequence[Path], path: Path) -> None:
     """Refuse ``--images`` beside a dataset that holds its pictures itself.
 
     Raises:

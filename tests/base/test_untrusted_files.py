@@ -18,7 +18,8 @@ from hat_export.benchmark.latency.report import latency_report
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.graph_check import check_graph
 from hat_export.cli.common import printable
-from hat_export.data.dataset import ImageStore, read_karpathy
+from hat_export.data.dataset import ImageStore
+from hat_export.data.karpathy import read_karpathy
 from hat_export.data.preprocess import ImagePreprocessor
 from hat_export.data.sources import ImageReader, list_images
 from hat_export.errors import BundleError, DatasetError, InputError, SpecError

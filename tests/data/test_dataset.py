@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import DatasetError
 
 COLOURS = {"a.png": (255, 0, 0), "b.png": (0, 255, 0), "c.png": (0, 0, 255)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hat_export.data.readers import read_dataset
+from hat_export.data.readers import FORMS, read_dataset
 from hat_export.errors import BackendUnavailableError, DatasetError
 
 NAMES = ("a.png", "b.png", "c.png")
@@ -85,7 +85,7 @@ def test_csv_with_numbered_captions(pictures: Path) -> None:
         ("x.jsonl", '{"image": "a", "captions": 1}', "got int"),
         ("x.jsonl", "", "no line in it"),
         ("x.csv", "image,caption\na.png,b,c", "line 2 has more fields.*put quotes"),
-        ("x.xml", "", r"a dataset ends in \.json, \.jsonl"),
+        ("x.xml", "", r"not a form of dataset that is known; those are: .*\.jsonl"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -211,3 +211,15 @@ def test_an_imagefolders_metadata_is_a_file(hugging_face, pictures: Path) -> Non
     os.mkfifo(pictures / "metadata.jsonl")
     with pytest.raises(DatasetError, match="not a regular file"):
         read_dataset(pictures, "test")
+
+
+def test_one_form_fits_a_path(pictures: Path) -> None:
+    """Which reader takes a path doesn't hang on the order of the table, but for the last entry."""
+    (pictures / "karpathy").mkdir()
+    (pictures / "karpathy" / "dataset_x.json").write_text("{}")
+    (pictures / "saved").mkdir()
+    (pictures / "saved" / "dataset_info.json").write_text("{}")
+    paths = [pictures / name for name in ("x.json", "x.JSONL", "x.csv", "karpathy", "saved")]
+    fitting = [[form.name for form in FORMS[:-1] if form.fits(path)] for path in paths]
+    assert [len(names) for names in fitting] == [1] * len(paths)
+    assert len({names[0] for names in fitting}) == len(paths)

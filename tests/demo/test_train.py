@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.data.preprocess import ImagePreprocessor
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.model.hat import HAT

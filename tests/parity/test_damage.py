@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import hat_export
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.export.onnx_export import export_onnx
 from hat_export.model.checkpoint import load_hat, save_checkpoint
 from hat_export.model.hat import HAT

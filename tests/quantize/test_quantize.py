@@ -19,7 +19,8 @@ from PIL import Image
 from hat_export.base.machine import cpu_features
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.inspect import bundle_report
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import BackendUnavailableError, InputError, ToleranceError
 from hat_export.export.onnx_export import export_onnx
 from hat_export.quantize import bundles as quantize_bundles

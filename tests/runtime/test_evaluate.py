@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import hat_export
-from hat_export.data.dataset import CaptionDataset, read_karpathy
+from hat_export.data.dataset import CaptionDataset
+from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import InputError
 from hat_export.runtime.evaluate import encode_captions, score_dataset
 from hat_export.score.features import ImageFeatures

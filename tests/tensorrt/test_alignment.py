@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import hat_export
 from hat_export.bundle.bundle import IMAGE_OUTPUTS, TEXT_OUTPUTS
-from hat_export.data.dataset import read_karpathy
+from hat_export.data.karpathy import read_karpathy
 from hat_export.export.alignment import alignment_graph
 from hat_export.export.onnx_export import export_onnx
 from hat_export.parity.comparison import compare

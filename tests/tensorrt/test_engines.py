@@ -16,7 +16,7 @@ import pytest
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
 from hat_export.bundle.inspect import bundle_report
-from hat_export.data.dataset import read_karpathy
+from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import EngineError, FusionError, InputError, OutputError
 from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.backends.emulation_backend import EmulatedSession

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hat_export.bundle.engines import Range
-from hat_export.data.dataset import read_karpathy
+from hat_export.data.karpathy import read_karpathy
 from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.trt_library import TensorRT, load_library
 from hat_export.tensorrt.engine_export import export_engines
