@@ -43,8 +43,8 @@ BUNDLES = {
 #: differs by the order of sums, which depends on the processor: the tolerance is that of the
 #: bundle's own self-test, and a tenth of it for a sum of cosines. Where activations are rounded,
 #: such a difference can carry a value over to the next step. A step of fp16 is 1e-3 of the value;
-#: one of int8, which 4 bits have for their activations too, a 127th of the largest of a row or block
-#: (about 4), and few values of a row are carried over.
+#: one of int8, which 4 bits have for their activations too, a 127th of the largest of its row
+#: or block (about 4), and few values of a row are carried over.
 TOLERANCES = {
     "standard": (2e-4, 2e-5),
     "onnxruntime": (2e-4, 2e-5),
