@@ -4,17 +4,16 @@ The sources are parsed, not imported, so that an import inside a function counts
 has to be installed.
 """
 
-import ast
 import graphlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from places import ROOT
+from places import BENCH, ROOT, on_path
 
-#: Source folder -> the name under which it is installed.
-FOLDERS = {"hat_export": "hat_export", "kernels": "hat_export.kernels", "cli": "hat_export.cli"}
+with on_path(BENCH):
+    from rooms import layer, owner
+    from source_imports import Import, eager_closure, read_imports, source_modules
 
 #: Top to bottom: a module may import from its own layer and from those above it. A package places
 #: everything below it that isn't named itself. Explained in docs/architecture.md.
@@ -91,111 +90,15 @@ SLOW = (*(name for name in OWNERS if name != "typer"), "PIL", "jaxtyping", "nump
 EXCLUSIVE = ("typer",)
 
 
-@dataclass(frozen=True)
-class Import:
-    """One import statement: who, what, where, and whether it runs when the module is imported."""
-
-    importer: str
-    imported: str
-    where: str
-    eager: bool
-
-
-class _Imports(ast.NodeVisitor):
-    """Collects (dotted name, line, eager) of every import in a module."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-        self.found: list[tuple[str, int, bool]] = []
-        self._lazy = 0
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        self._lazy += 1
-        self.generic_visit(node)
-        self._lazy -= 1
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
-        self._lazy += 1
-        self.generic_visit(node)
-        self._lazy -= 1
-
-    def visit_If(self, node: ast.If) -> None:
-        # `if TYPE_CHECKING:` never runs, but it does tell which layer a module knows.
-        typing_only = "TYPE_CHECKING" in ast.unparse(node.test)
-        self._lazy += typing_only
-        for statement in node.body:
-            self.visit(statement)
-        self._lazy -= typing_only
-        for statement in node.orelse:
-            self.visit(statement)
-
-    def visit_Import(self, node: ast.Import) -> None:
-        self.found.extend((alias.name, node.lineno, self._lazy == 0) for alias in node.names)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        base = node.module or ""
-        if node.level:
-            parts = self.package.split(".")
-            parts = parts[: len(parts) - node.level + 1]
-            base = ".".join([*parts, base] if base else parts)
-        # `from a import b` may name the module a.b: the caller looks which of them exists.
-        names = (f"{base}.{alias.name}" for alias in node.names)
-        self.found.extend((name, node.lineno, self._lazy == 0) for name in names)
-
-
-def source_modules(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of the package by its installed name."""
-    modules = {}
-    for folder, package in FOLDERS.items():
-        for path in sorted((root / folder).rglob("*.py")):
-            parts = path.relative_to(root / folder).with_suffix("").parts
-            if parts[-1] == "__init__":
-                parts = parts[:-1]
-            modules[".".join((package, *parts))] = path
-    return modules
-
-
-def read_imports(modules: dict[str, Path]) -> list[Import]:
-    """All imports of the modules; a name imported from one of them counts as that module."""
-    packages = {name for name, path in modules.items() if path.name == "__init__.py"}
-    known = set(modules) | set(FOLDERS.values())
-    imports = []
-    for importer, path in modules.items():
-        visitor = _Imports(importer if importer in packages else importer.rpartition(".")[0])
-        visitor.visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
-        for name, line, eager in visitor.found:
-            imported = name
-            if name.split(".")[0] == "hat_export" and name not in known:
-                imported = name.rpartition(".")[0]
-            imports.append(Import(importer, imported, f"{path.name}:{line}", eager))
-    return imports
-
-
-def owner(name: str, places: tuple[str, ...]) -> str | None:
-    """The longest of `places` that is the module or a package around it."""
-    around = [place for place in places if name == place or name.startswith(place + ".")]
-    return max(around, key=len, default=None)
-
-
-def layer(name: str) -> int | None:
-    """The position of a module in LAYERS, or None where it isn't placed."""
-    places = {place: position for position, (_, names) in enumerate(LAYERS) for place in names}
-    # "hat_export" places only the package's own __init__.py; new modules have to be entered.
-    place = owner(name, tuple(place for place in places if place != "hat_export"))
-    if place is not None:
-        return places[place]
-    return places[name] if name == "hat_export" else None
-
-
 def unplaced(modules: dict[str, Path]) -> list[str]:
-    return [name for name in modules if layer(name) is None]
+    return [name for name in modules if layer(name, LAYERS) is None]
 
 
 def downward(imports: list[Import]) -> list[str]:
     """Imports of a lower layer, as lines to show."""
     lines = []
     for entry in imports:
-        here, there = layer(entry.importer), layer(entry.imported)
+        here, there = layer(entry.importer, LAYERS), layer(entry.imported, LAYERS)
         if here is not None and there is not None and there > here:
             lines.append(
                 f"{entry.where}: {entry.importer} (layer '{LAYERS[here][0]}') imports "
@@ -220,28 +123,8 @@ def misplaced(imports: list[Import]) -> list[str]:
     return lines
 
 
-def eager_closure(imports: list[Import], start: str) -> set[str]:
-    """Everything that comes in with `import start`: modules of ours, and libraries."""
-    graph: dict[str, set[str]] = {}
-    for entry in imports:
-        if entry.eager:
-            graph.setdefault(entry.importer, set()).add(entry.imported)
-    seen: set[str] = set()
-    waiting = {start}
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        # Importing a.b.c runs a and a.b first.
-        parts = name.split(".")
-        waiting |= {".".join(parts[:length]) for length in range(1, len(parts))}
-        waiting |= graph.get(name, set())
-    return seen
-
-
-MODULES = source_modules()
-IMPORTS = read_imports(MODULES)
+MODULES = source_modules(ROOT)
+IMPORTS = read_imports(MODULES).entries
 
 
 def test_sources_are_found() -> None:
@@ -309,7 +192,7 @@ def write_package(root: Path, files: dict[str, str]) -> list[Import]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return read_imports(source_modules(root))
+    return read_imports(source_modules(root)).entries
 
 
 def test_a_downward_import_is_seen_even_inside_a_function(tmp_path: Path) -> None:
