@@ -26,6 +26,7 @@ from typing import Any
 import hat_export
 from hat_export.base.hardware import hardware
 from hat_export.base.machine import environment
+from hat_export.base.progress import SILENT
 from hat_export.benchmark.latency.cases import Sizes
 from hat_export.benchmark.latency.compare import MARGIN, Change, compare_runs
 from hat_export.benchmark.latency.record import Run, measured, read_run
@@ -63,11 +64,8 @@ def measure(bundle: Path, share: float, threads: int, effort: Effort, path: Path
         session = hat_export.open_bundle(bundle, threads=count, verify=False)
         return slow_down(session, share) if share else session
 
-    def silent(*_: Any) -> None:
-        pass
-
     openers = [Opener(bundle.name, open_bundle)]
-    timings, _ = measure_targets(openers, SIZES, threads, effort, silent, silent)
+    timings, _ = measure_targets(openers, SIZES, threads, effort, SILENT)
     target = {"name": bundle.name}
     run = Run(measured(timings), (target,), {"slowed_by": share}, environment())
     write_report(latency_report(run), path)

@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 
 import hat_export  # noqa: E402
 from hat_export.base.machine import environment, peak_memory  # noqa: E402
+from hat_export.base.progress import PlainLines  # noqa: E402
 from hat_export.benchmark.search import build_index, encode_texts  # noqa: E402
 from hat_export.data.dataset import CaptionDataset  # noqa: E402
 from hat_export.data.karpathy import read_karpathy  # noqa: E402
@@ -150,16 +151,8 @@ def full(folder: Path) -> list[dict[str, Any]]:
             names = [str(start + number) for number in range(50)]
             captions.append(names, random_texts(OFFICIAL, 50, random), projections)
         size = (Path(temporary) / "images.hatidx").stat().st_size
-        started, shown = time.perf_counter(), [0.0]
-
-        def progress(what: str, done: int, total: int) -> None:
-            spent = time.perf_counter() - started
-            if spent - shown[0] > 15 or done == total:
-                shown[0] = spent
-                left = spent / done * (total - done)
-                print(f"{what}: {done:,} of {total:,}, {left:.0f} s left", flush=True)
-
-        scores = score_index(images, captions, projections, THREADS, progress)
+        started = time.perf_counter()
+        scores = score_index(images, captions, projections, THREADS, PlainLines())
         seconds = time.perf_counter() - started
         owners = [caption // 5 for caption in range(5000)]
         whole, folds = rank(scores, owners), fold_mean(scores, owners, 5)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hat_export.base.machine import environment
+from hat_export.base.progress import progress_on_stderr
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
 from hat_export.bundle.precision import PRECISIONS
@@ -142,7 +143,7 @@ def main() -> None:
         profiles,
         choose_targets(library, "fp16", []),
         overwrite=True,
-        progress=lambda message: print(message, file=sys.stderr),
+        progress=progress_on_stderr(quiet=False),
     )
     rows, parts, data = [], [], []
     with TensorRtSession(exported.bundle, threads=1) as session:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
-import re
 import signal
 import sys
 import tempfile
-import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
+from hat_export.base.progress import Progress, progress_on_stderr
+from hat_export.base.terminal import printable
 from hat_export.cli.options import Engine
 from hat_export.errors import HatError, InputError
 
@@ -52,7 +52,8 @@ _NO_MEMORY = (
 #: Exit status of a process that Ctrl-C ended, as shells expect it.
 INTERRUPTED = 130
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: What a command holds until it ends.
+_AT_END = ExitStack()
 
 
 def run(app: typer.Typer, name: str) -> None:
@@ -69,7 +70,8 @@ def run(app: typer.Typer, name: str) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = app(prog_name=name, standalone_mode=False)
+        with _AT_END:
+            status = app(prog_name=name, standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a reader that has gone or a full disk can be told
     except HatError as error:
@@ -123,44 +125,11 @@ def _trouble_of_machine(error: Exception) -> str | None:
     return None
 
 
-def printable(text: str) -> str:
-    """A text without control characters: names come from strangers, and a terminal obeys them."""
-    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-class Progress:
-    """Progress lines on standard error: rewritten in place on a terminal, sparse elsewhere."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._terminal = sys.stderr.isatty()
-        self._what = ""
-        self._started = time.monotonic()
-        self._shown = -math.inf
-        self._first = self._done = 0
-
-    def step(self, message: str) -> None:
-        """Show one step that has begun."""
-        if not self._quiet:
-            print(f"  {printable(message)}", file=sys.stderr, flush=True)
-
-    def count(self, what: str, done: int, total: int) -> None:
-        """Show how far a loop is, and the time left at the pace so far."""
-        now = time.monotonic()
-        if what != self._what or done <= self._done:  # another loop has begun
-            self._what, self._started, self._shown, self._first = what, now, -math.inf, done
-        self._done = done
-        last = done >= total
-        pause = 0.2 if self._terminal else 15.0
-        if self._quiet or (not last and now - self._shown < pause):
-            return
-        self._shown = now
-        seen = done - self._first  # since the first call, which only starts the clock
-        pace = (now - self._started) / seen if seen else 0.0
-        left = "" if last or not seen else f", {pace * (total - done):.0f} s left"
-        end = "\n" if last or not self._terminal else ""
-        start = "\r\x1b[K" if self._terminal else ""
-        print(f"{start}  {what}: {done} of {total}{left}", end=end, file=sys.stderr, flush=True)
+def progress(quiet: bool) -> Progress:
+    """Progress on standard error, given back when the command ends, however it ends."""
+    shown = progress_on_stderr(quiet)
+    _AT_END.callback(shown.close)
+    return shown
 
 
 def read_spec(path: Path | None) -> ModelSpec | None:

@@ -97,7 +97,7 @@ def latency(
     recalls = recalls_of(parity or [])
     chosen = name_targets(targets, backend or ["onnxruntime"])
     counts = list(dict.fromkeys(threads or [default_threads()]))
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     # Before the run: its own load is not the machine's.
     facts = environment() | {"hardware": hardware()}
     openers = [
@@ -110,19 +110,17 @@ def latency(
     work = (max(sizes.images), max(sizes.texts), words)
     # Before the timing: what can't be opened is told at once.
     described = [
-        describe(target, counts[0], cold_starts, work, architecture, vocabulary, progress.step)
+        describe(target, counts[0], cold_starts, work, architecture, vocabulary, progress)
         for target in chosen
     ]
     timings: list[Measured] = []
     told: dict[str, Opened] = {}
     effort = Effort(passes, seconds, calls)
     for count in counts:
-        found, opened = measure_targets(
-            openers, sizes, count, effort, progress.count, progress.step
-        )
+        found, opened = measure_targets(openers, sizes, count, effort, progress)
         timings += measured(found)
         told |= opened
-    bounds = bounds_of(timings, told, described, words, progress.count) if bound else {}
+    bounds = bounds_of(timings, told, described, words, progress) if bound else {}
     settings = {
         "words": words,
         "threads": counts,

@@ -74,7 +74,7 @@ def load(
     scenarios = _chosen("--scenario", scenario, SCENARIOS)
     common.check_report_paths(report)
     loadgen()
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     facts = environment() | {"hardware": hardware()}
     settings = Load(
         seconds,
@@ -93,7 +93,7 @@ def load(
         for kind in works:
             made = WORKS[kind](session, gallery)
             done.append(made)
-            outcomes += run_scenarios(made, scenarios, settings, logs, progress.step)
+            outcomes += run_scenarios(made, scenarios, settings, logs, progress)
     result = load_report(name, outcomes, done, settings, facts)
     common.deliver(result, report)
     progress.step(f"LoadGen's own files are in {logs}")

@@ -127,12 +127,12 @@ def parity(
     common.check_report_paths(report)
     dataset = read_dataset(data, split, images or ()).take(captions).limit(limit)
     architecture = common.read_spec(spec)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     first, second = (
         Side.of(target, name, architecture, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))
     )
-    outcome = run_parity(first, second, dataset, settings, progress.count, progress.step)
+    outcome = run_parity(first, second, dataset, settings, progress)
     common.deliver(parity_report(outcome), report)
     for folder in {path.parent: path for path in report or []}.values():
         write_reproduction(

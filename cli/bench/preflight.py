@@ -34,7 +34,7 @@ def preflight(
     layers = {name: find_layers(load_products(source.graph_path(name))) for name in ENCODERS}
     target, spec = find_target(None), source.manifest.spec
     threads = threads or default_threads()
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     packed = source.manifest.attention_form == PACKED_ATTENTION
-    found = measure(layers, spec, target, target.schemes, threads, packed, progress.count)
+    found = measure(layers, spec, target, target.schemes, threads, packed, progress)
     common.deliver(preflight_report(found, spec, threads), report)

@@ -41,7 +41,7 @@ def profile(
 
     common.require_signature(require_signature, bundle)
     common.check_report_paths(report)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     count = threads or default_threads()
 
     def calls(session: Any) -> dict[str, Callable[[], object]]:

@@ -68,7 +68,7 @@ def scoring(
     if direction:
         architecture = replace(architecture, direction="i2t" if direction == "i2t" else "t2i")
     chosen = resolve_path(path.value)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     random = np.random.default_rng(0)
     with_torch = importlib.util.find_spec("torch") is not None
     times = []

@@ -64,13 +64,13 @@ def search(
     names = (calibration_split, split)
     datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
     architecture = common.read_spec(spec)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     with (
         open_target(target, backend, threads, architecture, vocabulary) as session,
         scratch_folder() as folder,
     ):
         splits = [
-            index_split(session, dataset, folder / f"{number}.hatidx", storage, progress.count)
+            index_split(session, dataset, folder / f"{number}.hatidx", storage, progress=progress)
             for number, dataset in enumerate(datasets)
         ]
         results = {

@@ -113,7 +113,7 @@ def index(
     if skipped is not None:
         check_writable(skipped)
     common.require_signature(require_signature, bundle)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     texts = common.read_lines(images) if captions else []
     listed = {} if captions else {source: list(list_images([source])) for source in images}
     refs = [ref for found in listed.values() for ref in found]
@@ -132,14 +132,12 @@ def index(
                     refuse_namesakes(target, source, found)
             note_origin(target, bundle, images)
             if isinstance(target, CaptionIndex):
-                result = index_captions(session, texts, target, batch, progress.count)
+                result = index_captions(session, texts, target, batch, progress)
             else:
                 encode = partial(encode_here, session)
                 if ray:
-                    encode = partial(encode_with_ray, ray, bundle, backend, progress.step)
-                result = index_images(
-                    target, projections, refs, encode, batch, commit, progress.count
-                )
+                    encode = partial(encode_with_ray, ray, bundle, backend, progress)
+                result = index_images(target, projections, refs, encode, batch, commit, progress)
             total, size = len(target), out.stat().st_size
     _report_skipped(result.skipped, skipped)
     parts = [f"{result.added} added"]
@@ -154,12 +152,13 @@ def _report_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     import sys
 
     from hat_export.base.files import write_text
+    from hat_export.base.terminal import printable
 
     if path is not None:
         lines = [json.dumps({"name": one.name, "reason": one.reason}) + "\n" for one in skipped]
         write_text(path, "".join(lines))
     for one in skipped[:SHOWN_SKIPPED]:
-        print(f"  skipped {one.name!r}: {common.printable(one.reason)}", file=sys.stderr)
+        print(f"  skipped {one.name!r}: {printable(one.reason)}", file=sys.stderr)
     if len(skipped) > SHOWN_SKIPPED:
         where = path or "name a file for all of them: --skipped FILE"
         print(f"  ... {len(skipped) - SHOWN_SKIPPED} more skipped ({where})", file=sys.stderr)

@@ -117,7 +117,7 @@ def onnx(
         ),
         overwrite=overwrite,
         threads=threads,
-        progress=common.Progress(quiet).step,
+        progress=common.progress(quiet),
     )
     found = bundle.manifest.verification
     parts = [

@@ -194,7 +194,7 @@ def quantize(
         mode.value if mode else "int8-static" if machine.standard else "int8-dynamic"
     )
     check_scheme(scheme, machine)
-    progress = common.Progress(quiet)
+    progress = common.progress(quiet)
     threads = threads or default_threads()
     dataset = read_dataset(calibration, split, images or ()) if calibration else None
     progress.step(f"target {machine.name}: {machine.reason}")
@@ -238,8 +238,7 @@ def quantize(
         dataset.limit(calibration_images) if dataset else None,
         threads,
         overwrite,
-        progress.step,
-        progress.count,
+        progress,
     )
     for outcome in outcomes:
         from hat_export.quantize.search_report import search_report

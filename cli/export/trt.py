@@ -175,7 +175,6 @@ def trt(
     from hat_export.tensorrt.request import choose_targets
 
     library = load_library(runtime.value)
-    progress = common.Progress(quiet)
     found = export_engines(
         source,
         out,
@@ -193,8 +192,7 @@ def trt(
         cache=None if no_cache else cache or default_cache(),
         overwrite=overwrite,
         threads=threads,
-        progress=progress.step,
-        count=progress.count,
+        progress=common.progress(quiet),
     )
     common.show(engine_report(found, commands=False))
     for path in report or []:

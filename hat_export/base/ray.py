@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import BackendUnavailableError, HatError
 
 ItemT = TypeVar("ItemT")
@@ -40,7 +41,7 @@ def map_with_ray(
     workers: RayWorkers,
     function: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
-    told: Callable[[str], None] = lambda line: None,
+    progress: Progress = SILENT,
 ) -> Iterator[ResultT]:
     """Apply a function to items in Ray actors.
 
@@ -48,7 +49,7 @@ def map_with_ray(
         workers: Who.
         function: Can be pickled, and says the same of an item whoever applies it.
         items: Can be pickled, results too.
-        told: Called with one line at the end: by how many workers it was done.
+        progress: Told at the end by how many workers it was done.
 
     Yields:
         Results in the order of the items.
@@ -82,7 +83,7 @@ def map_with_ray(
             seen.add((row["node"], row["worker"]))
             yield result
         nodes = len({node for node, _ in seen})
-        told(f"Ray: {len(rows)} pieces done by {len(seen)} workers on {nodes} nodes")
+        progress.step(f"Ray: {len(rows)} pieces done by {len(seen)} workers on {nodes} nodes")
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import InputError
 from hat_export.index.images import ImageIndex
 from hat_export.index.rescore import Calibration, SearchReport, calibrate, measure_search
 from hat_export.index.search import coarse_scores, score_index
 from hat_export.report.report import Report, Table
-from hat_export.runtime.evaluate import Progress, encode_captions, silent
+from hat_export.runtime.evaluate import encode_captions
 from hat_export.runtime.session import Session
 from hat_export.score.features import TextFeatures
 from hat_export.score.metrics import RECALL_AT
@@ -54,7 +55,7 @@ def build_index(
     path: Path,
     storage: str,
     batch: int = 50,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> ImageIndex:
     """Encode the images of a dataset into a new index.
 
@@ -64,7 +65,7 @@ def build_index(
         path: File of the index; must not exist.
         storage: A name of :data:`hat_export.index.storage.STORAGES`.
         batch: Images at a time.
-        progress: Called after each batch.
+        progress: Told after each batch.
     """
     projections = session.projections
     index = ImageIndex.create(path, session.spec, session.spec.name, projections, storage)
@@ -73,12 +74,12 @@ def build_index(
     for start in range(0, len(names), batch):
         some = names[start : start + batch]
         index.append(some, session.reduce_images([next(pictures) for _ in some]), projections)
-        progress("images indexed", start + len(some), len(names))
+        progress.count("images indexed", start + len(some), len(names))
     return index
 
 
 def encode_texts(
-    session: Session, dataset: CaptionDataset, batch: int = 50, progress: Progress = silent
+    session: Session, dataset: CaptionDataset, batch: int = 50, progress: Progress = SILENT
 ) -> TextFeatures:
     """Word features of every caption, in dataset order."""
     blocks = list(encode_captions(session, dataset.captions, batch, progress))
@@ -97,7 +98,7 @@ def index_split(
     dataset: CaptionDataset,
     path: Path,
     storage: str,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> IndexedSplit:
     """Index a split and score it exactly.
 

@@ -11,6 +11,7 @@ import onnx
 
 from hat_export.base.files import check_target, new_folder
 from hat_export.base.machine import default_threads, package_versions
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
     PROJECTIONS,
     SELF_TEST,
@@ -42,8 +43,6 @@ from hat_export.runtime.self_test import run_self_test, write_self_test
 from hat_export.score.projection import write_projections
 from hat_export.spec import ModelSpec
 
-Progress = Callable[[str], None]
-
 
 def export_onnx(
     checkpoint: Path,
@@ -57,7 +56,7 @@ def export_onnx(
     overwrite: bool = False,
     threads: int | None = None,
     external_data_bytes: int = EXTERNAL_DATA_BYTES,
-    progress: Progress = lambda message: None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Export a checkpoint and prove the result equal to PyTorch.
 
@@ -75,7 +74,7 @@ def export_onnx(
         overwrite: Whether an existing bundle may be replaced.
         threads: Threads of the graphs in the comparison; default: one per core.
         external_data_bytes: Weights above this size go to a separate file.
-        progress: Called with a short line before each step.
+        progress: Told before each step.
 
     Returns:
         The bundle.
@@ -99,7 +98,7 @@ def export_onnx(
             "choose another form"
         )
     threads = threads or default_threads()
-    progress(f"loading {checkpoint}")
+    progress.step(f"loading {checkpoint}")
     loaded = load_hat(checkpoint, spec, vocabulary)
     tokenizer = CaptionTokenizer.from_vocabulary(loaded.vocabulary, loaded.spec.max_words)
     # One thread: PyTorch's sums depend on how it shares them out, and what it gives is in the
@@ -120,11 +119,11 @@ def export_onnx(
     with new_folder(target, overwrite) as folder:
         infos = {}
         for name, (build, layers) in graphs.items():
-            progress(f"writing the {name} graph")
+            progress.step(f"writing the {name} graph")
             model = build().model({"hat_export.graph": name})
             kept: dict[str, str] = {}
             if precision != "fp32" and name in feeds:
-                progress(f"looking for overflow in the {name} graph")
+                progress.step(f"looking for overflow in the {name} graph")
                 kept = _kept(checkpoint, model, precision, feeds[name])
                 model = to_mixed_precision(model, precision, kept)
             infos[name] = write_graph(
@@ -134,7 +133,7 @@ def export_onnx(
                 _check_fused(name, infos[name], FUSED_OPERATORS[attention], model)
         (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         write_projections(folder / PROJECTIONS, reference.projections)
-        progress("writing the self-test")
+        progress.step("writing the self-test")
         write_self_test(folder / SELF_TEST, loaded.spec, reference)
         files = list_files(folder)
 
@@ -153,7 +152,7 @@ def export_onnx(
 
         write_manifest(folder, manifest({}))
         bundle = Bundle.read(folder, verify=False)  # hashed a moment ago
-        progress("comparing with PyTorch")
+        progress.step("comparing with PyTorch")
         # The CPU's float16 rounds less often than a GPU's, so low precision is emulated.
         session_of = onnxruntime_backend if precision == "fp32" else emulation_backend
         with session_of.open_session(bundle, threads) as session:

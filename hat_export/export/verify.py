@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hat_export.base.progress import Progress
 from hat_export.bundle.precision import Precision
 from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
 from hat_export.runtime.self_test import noise_captions, noise_pixels
@@ -101,7 +101,7 @@ def verify_bundle(
     reference: Session,
     candidate: OnnxRuntimeSession,
     precision: Precision,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Verification:
     """Run both on the same inputs, batch by batch and length by length.
 
@@ -109,7 +109,7 @@ def verify_bundle(
         reference: PyTorch.
         candidate: The bundle.
         precision: What its encoders compute in; scores are always float32.
-        progress: Called with a short line before each part.
+        progress: Told before each part.
 
     Returns:
         Every difference found; nothing is raised.
@@ -117,14 +117,14 @@ def verify_bundle(
     spec = reference.spec
     found = []
     for batch in IMAGE_BATCHES:
-        progress(f"comparing images, batch {batch}")
+        progress.step(f"comparing images, batch {batch}")
         pixels = noise_pixels(spec, batch, seed=100 + batch)
         ours, theirs = candidate.encode_images(pixels), reference.encode_images(pixels)
         difference = max(map(_largest, ours.levels, theirs.levels))
         found.append(Comparison("images", batch, 0, difference, precision.feature_tolerance))
     images = reference.encode_images(noise_pixels(spec, 3, seed=7))
     for words in caption_lengths(spec):
-        progress(f"comparing captions of up to {words} words")
+        progress.step(f"comparing captions of up to {words} words")
         for batch in CAPTION_BATCHES:
             ids, mask = noise_captions(spec, batch, words, seed=1000 * words + batch)
             texts, expected = candidate.encode_texts(ids, mask), reference.encode_texts(ids, mask)

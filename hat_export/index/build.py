@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from hat_export.base.atomic import sweep
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Bundle
 from hat_export.data.sources import ImageReader, ImageRef
 from hat_export.errors import IndexFileError, InputError
 from hat_export.index.captions import CaptionIndex
 from hat_export.index.images import ImageIndex
-from hat_export.runtime.evaluate import Progress, encode_captions, silent
+from hat_export.runtime.evaluate import encode_captions
 from hat_export.runtime.session import Session
 from hat_export.score.features import ReducedImages
 from hat_export.score.projection import Projections
@@ -219,7 +220,7 @@ def index_images(
     encode: Engine,
     batch: int = 32,
     commit: int = COMMITTED_TOGETHER,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> IndexingResult:
     """Add images to an index; those whose name it has are left out.
 
@@ -230,7 +231,7 @@ def index_images(
         encode: The engine.
         batch: Images that are encoded together.
         commit: Images that are written together.
-        progress: Called after each batch.
+        progress: Told after each batch.
 
     Raises:
         IndexFileError: if another process writes to the index.
@@ -249,7 +250,7 @@ def index_images(
         if count >= commit:
             _write(index, waiting, projections)
             added, count = added + count, 0
-        progress("images indexed", present + len(skipped) + added + count, len(refs))
+        progress.count("images indexed", present + len(skipped) + added + count, len(refs))
     added += sum(len(part.names) for part in waiting)
     _write(index, waiting, projections)
     return IndexingResult(added, present, tuple(skipped))
@@ -291,7 +292,7 @@ def index_captions(
     captions: Sequence[str],
     index: CaptionIndex,
     batch: int,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> IndexingResult:
     """Add captions to an index; each is its own identifier, and is there once.
 
@@ -300,7 +301,7 @@ def index_captions(
         captions: Texts.
         index: Where to.
         batch: Captions that are encoded together.
-        progress: Called after each batch.
+        progress: Told after each batch.
     """
     known = set(index.ids)
     fresh = [text for text in dict.fromkeys(captions) if text not in known]
@@ -308,7 +309,7 @@ def index_captions(
         some = fresh[start : start + 16 * batch]
         for positions, features in encode_captions(session, some, batch):
             index.append([some[n] for n in positions.tolist()], features, session.projections)
-        progress("captions indexed", start + len(some), len(fresh))
+        progress.count("captions indexed", start + len(some), len(fresh))
     return IndexingResult(len(fresh), len(captions) - len(fresh), ())
 
 

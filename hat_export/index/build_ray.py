@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from hat_export.base.progress import Progress
 from hat_export.base.ray import RayWorkers, map_with_ray
 from hat_export.data.sources import ImageReader, ImageRef
 from hat_export.index.build import EncodedBatch, encode_refs
@@ -18,7 +19,7 @@ def encode_with_ray(
     workers: RayWorkers,
     bundle: Path,
     backend: str,
-    told: Callable[[str], None],
+    progress: Progress,
     batches: Iterable[Sequence[ImageRef]],
 ) -> Iterator[EncodedBatch]:
     """Encode batches in Ray actors; an engine of :func:`hat_export.index.build.index_images`.
@@ -27,7 +28,7 @@ def encode_with_ray(
         workers: Who encodes.
         bundle: The model; under the same path on every machine.
         backend: What runs it.
-        told: Called with one line at the end.
+        progress: Told at the end by how many it was done.
         batches: References, readable under the same paths on every machine.
 
     Yields:
@@ -42,7 +43,7 @@ def encode_with_ray(
     absolute = (
         [replace(ref, path=str(Path(ref.path).absolute())) for ref in refs] for refs in batches
     )
-    return map_with_ray(workers, encoder, absolute, told)
+    return map_with_ray(workers, encoder, absolute, progress)
 
 
 @dataclass(frozen=True)

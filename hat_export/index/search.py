@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import InputError
 from hat_export.index.captions import CaptionIndex, check_projections
 from hat_export.index.images import ImageIndex
 from hat_export.kernels.alignment_cpu import score
-from hat_export.runtime.evaluate import Progress, silent
 from hat_export.score.captions import PreparedCaptions, prepare
 from hat_export.score.features import TextFeatures
 from hat_export.score.projection import Projections
@@ -60,7 +60,7 @@ def score_index(
     captions: Captions,
     projections: Projections,
     threads: int = 1,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> Float32[np.ndarray, "images captions"]:
     """Exact score of every image of an index with every caption.
 
@@ -72,7 +72,7 @@ def score_index(
         captions: Word features, or a caption index with folded words.
         projections: Of the model that the index was made with.
         threads: Threads of the kernel.
-        progress: Called after each block with the pairs done so far.
+        progress: Told after each block with the pairs done so far.
 
     Returns:
         float32 [images, captions]; higher is better.
@@ -89,7 +89,7 @@ def score_index(
             _add_levels(index, part, block, LEVEL_ORDER, threads, total)
             scores[start : start + len(part), first : first + len(block)] = total
             done = first * len(index) + (start + len(part)) * len(block)
-            progress("pairs scored", done, scores.size)
+            progress.count("pairs scored", done, scores.size)
     return scores
 
 

@@ -27,6 +27,7 @@ from jaxtyping import Float32, Int64
 
 from hat_export.base.closing import Closing
 from hat_export.base.machine import machine, package_versions
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Manifest, is_bundle, read_manifest
 from hat_export.data.dataset import CaptionDataset, PictureStore, decode
 from hat_export.errors import DatasetError, IndexFileError, OutputError
@@ -36,11 +37,9 @@ from hat_export.index.record_file import IndexRecoveryWarning, RecordFile
 from hat_export.kernels.alignment_cpu import LevelCaptions
 from hat_export.runtime.evaluate import (
     CaptionBatch,
-    Progress,
     caption_batches,
     encode_caption_batch,
     reject_nan,
-    silent,
 )
 from hat_export.runtime.session import Session
 from hat_export.score.features import ReducedImages, TextFeatures
@@ -78,7 +77,7 @@ class DatasetDigests:
     images: tuple[str, ...]
 
     @classmethod
-    def read(cls, dataset: CaptionDataset, progress: Progress = silent) -> DatasetDigests:
+    def read(cls, dataset: CaptionDataset, progress: Progress = SILENT) -> DatasetDigests:
         """Read every picture's file once.
 
         Raises:
@@ -87,7 +86,7 @@ class DatasetDigests:
         found = []
         for number, entry in enumerate(dataset.entries, start=1):
             found.append(hashlib.sha256(dataset.store.read(entry.name)).hexdigest())
-            progress("images hashed", number, len(dataset.entries))
+            progress.count("images hashed", number, len(dataset.entries))
         return cls(tuple(found))
 
 
@@ -227,7 +226,7 @@ def encode_dataset(
     digests: DatasetDigests,
     folder: Path,
     batch: int = 50,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
     encode: Encode | None = None,
 ) -> EncodedDataset:
     """Encode what isn't in the cache yet.
@@ -239,7 +238,7 @@ def encode_dataset(
         digests: Of its images.
         folder: The cache.
         batch: Images at a time, and captions at a time; at most so many are lost by a kill.
-        progress: Called after each batch.
+        progress: Told after each batch.
         encode: Who encodes, by the same model; None: the session.
 
     Returns:
@@ -279,20 +278,20 @@ def encode_dataset(
     features = (encode or partial(_encode_here, session, dataset.store))(batches)
     done, total = reused[0], reused[0] + len(missing)
     if missing:
-        progress("images encoded", done, total)
+        progress.count("images encoded", done, total)
     done_texts, total_texts = reused[1], reused[1] + len(missing_texts)
     for some, found in zip(batches, features, strict=True):
         if isinstance(some, PictureBatch):
             assert isinstance(found, ReducedImages)
             images.append(some.digests, found, session.projections)
             done += len(some.digests)
-            progress("images encoded", done, total)
+            progress.count("images encoded", done, total)
         else:
             assert isinstance(found, TextFeatures)
             names = [text_ids[missing_texts[position]] for position in some.positions]
             texts.append(names, found, None)
             done_texts += len(names)
-            progress("captions", done_texts, total_texts)
+            progress.count("captions", done_texts, total_texts)
     rows = []
     for ids, index in ((digests.images, images), (text_ids, texts)):
         place = {name: row for row, name in enumerate(index.ids)}

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import onnx
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Bundle, is_bundle
 from hat_export.data.dataset import CaptionDataset
 from hat_export.parity.localize import Localization, bound_of, localize
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
-from hat_export.runtime.evaluate import Progress, silent
 from hat_export.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def localize_between(
     open_reference: Callable[[], Session],
     candidate: Path,
     probe: Probe,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> tuple[Localization, ...]:
     """Compare the encoders' graphs layer by layer.
 
@@ -84,7 +84,7 @@ def localize_between(
         open_reference: Opens a session on it.
         candidate: A bundle with ONNX graphs.
         probe: From :func:`make_probe`.
-        progress: Called inside long loops.
+        progress: Told inside long loops.
 
     Raises:
         InputError: if the layouts differ.

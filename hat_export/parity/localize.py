@@ -19,9 +19,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import BundleError, InputError
 from hat_export.runtime.backends.onnxruntime_backend import session_options
-from hat_export.runtime.evaluate import Progress, silent
 
 #: Further outputs that a graph gets at a time.
 PROBES = 4
@@ -276,7 +276,7 @@ def localize(
     bound: float,
     packed: bool = False,
     threads: int = 1,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
 ) -> Localization:
     """Compare two graphs of one layout layer by layer.
 
@@ -288,7 +288,7 @@ def localize(
         bound: Largest relative error of a layer.
         packed: Whether they hold this project's own operators.
         threads: Threads of the runtime.
-        progress: Called after each layer.
+        progress: Told after each layer.
 
     Raises:
         InputError: if a layer of the reference isn't in the candidate.
@@ -314,7 +314,7 @@ def localize(
     known = {**feeds, **expected}
     for number, (layer, all_values) in enumerate(common.items(), start=1):
         values = [value for value in all_values if value not in disturbed]
-        progress(f"{name} layers alone", number, len(common))
+        progress.count(f"{name} layers alone", number, len(common))
         if not values:
             continue
         own = judged.run_cut(_before(known, layer), values)
@@ -361,7 +361,7 @@ def _probed(
                 found[value] = alone[value]
                 if not _same(plain, alone):
                     disturbed.add(value)
-        progress(f"{what}, tensors", min(start + PROBES, total), total)
+        progress.count(f"{what}, tensors", min(start + PROBES, total), total)
     return found, disturbed
 
 

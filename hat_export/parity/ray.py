@@ -8,13 +8,14 @@ versions or with another model than where the command runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from hat_export.base.machine import machine, package_versions
+from hat_export.base.progress import Progress
 from hat_export.base.ray import RayWorkers, map_with_ray
 from hat_export.data.dataset import PictureStore
 from hat_export.errors import BackendUnavailableError
@@ -36,7 +37,7 @@ def encode_with_ray(
     open_session: OpenSession,
     keys: EncoderKeys,
     store: PictureStore,
-    told: Callable[[str], None],
+    progress: Progress,
     batches: Iterable[Batch],
 ) -> Iterator[Features]:
     """Encode in Ray actors; for :func:`hat_export.parity.embeddings.encode_dataset`.
@@ -47,7 +48,7 @@ def encode_with_ray(
         open_session: Opens a session on it.
         keys: What recognises its encoders here.
         store: Of the pictures, under the same paths on every machine.
-        told: Called with one line at the end.
+        progress: Told at the end by how many it was done.
         batches: Of pictures or captions.
 
     Yields:
@@ -59,12 +60,12 @@ def encode_with_ray(
         HatError: if a worker can't open the target or a picture.
     """
     encoder = _Encoder(_here(), target, open_session, workers.threads, keys, store)
-    return map_with_ray(workers, encoder, batches, told)
+    return map_with_ray(workers, encoder, batches, progress)
 
 
 def score_with_ray(
     workers: RayWorkers,
-    told: Callable[[str], None],
+    progress: Progress,
     scorer: BlockScorer,
     blocks: Iterable[Block],
 ) -> Iterator[Levels]:
@@ -72,7 +73,7 @@ def score_with_ray(
 
     Args:
         workers: Who scores; they read the features' files under the same paths.
-        told: Called with one line at the end.
+        progress: Told at the end by how many it was done.
         scorer: Scores a block.
         blocks: Of captions and images.
 
@@ -84,7 +85,7 @@ def score_with_ray(
         IndexFileError: if a worker doesn't find the features.
     """
     scorer = replace(scorer, threads=workers.threads)
-    return map_with_ray(workers, _Scorer(_here(), scorer), blocks, told)
+    return map_with_ray(workers, _Scorer(_here(), scorer), blocks, progress)
 
 
 @dataclass(frozen=True)

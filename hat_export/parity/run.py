@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hat_export.base.atomic import locked_folder, partial_folder, scratch_folder
 from hat_export.base.machine import environment, peak_memory, private_memory
+from hat_export.base.progress import SILENT, Progress
 from hat_export.base.ray import ray_cluster
 from hat_export.bundle.bundle import is_bundle, read_manifest
 from hat_export.bundle.precision import PRECISIONS
@@ -40,7 +41,6 @@ from hat_export.parity.scorer_check import OwnScores, ScorerCheck, check_scorers
 from hat_export.parity.scores import LevelScores, ScoreBlocks, Scorer, score_here, score_levels
 from hat_export.parity.statistics import Delta, deltas
 from hat_export.parity.top_k_overlap import Kept, top_kept
-from hat_export.runtime.evaluate import Progress, silent
 from hat_export.score.metrics import fold_mean
 
 if TYPE_CHECKING:
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 
 #: COCO's test split, whose 1K figures are means over five folds.
 COCO_IMAGES, COCO_FOLDS = 5000, 5
-
-#: Called with one line before each step.
-Step = Callable[[str], None]
 
 
 class _Meter:
@@ -77,13 +74,27 @@ class _Meter:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """Passes progress on, and looks at the memory while loops go on."""
+
+    progress: Progress
+    meter: _Meter
+
+    def step(self, message: str) -> None:
+        self.progress.step(message)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        self.meter.look()
+        self.progress.count(what, done, total)
+
+
 def run_parity(
     reference: Side,
     candidate: Side,
     dataset: CaptionDataset,
     settings: ParitySettings,
-    progress: Progress = silent,
-    step: Step = lambda message: None,
+    progress: Progress = SILENT,
 ) -> ParityOutcome:
     """Compare two models on a dataset.
 
@@ -92,8 +103,7 @@ def run_parity(
         candidate: What is judged.
         dataset: Images and captions.
         settings: How.
-        progress: Called inside long loops.
-        step: Called before each step.
+        progress: Told before each step, and inside long loops.
 
     Returns:
         What was found; :func:`hat_export.parity.report.parity_report` shows it.
@@ -115,22 +125,17 @@ def run_parity(
     if settings.localize:
         _require_localizable(reference, candidate)
     meter = _Meter()
-
-    def watched(what: str, done: int, total: int) -> None:
-        meter.look()
-        progress(what, done, total)
-
     with ExitStack() as stack:
-        folder = _cache_folder(settings.cache, stack, step)
+        folder = _cache_folder(settings.cache, stack, progress)
         if settings.ray is not None:
             stack.enter_context(ray_cluster(settings.ray))
-        run = _Run(dataset, settings, folder, meter, watched, step)
+        run = _Run(dataset, settings, folder, meter, _Watched(progress, meter))
         sides = [run.encode(side, stack) for side in (reference, candidate)]
         scores = (
             run.score_side("reference", sides[0].encoded),
             run.score_side("candidate", sides[1].encoded),
         )
-        step("comparing")
+        progress.step("comparing")
         with meter.part("comparing"):
             judged = _judge(dataset, settings, folds, scores)
         checks = _checks((reference, candidate), [side.own for side in sides], scores)
@@ -181,27 +186,25 @@ class _Run:
         folder: Path,
         meter: _Meter,
         progress: Progress,
-        step: Step,
     ) -> None:
         self._dataset = dataset
         self._settings = settings
         self._folder = folder
         self._meter = meter
         self._progress = progress
-        self._step = step
         self._threads = 1
         with meter.part("hashing pictures"):
             self._digests = DatasetDigests.read(dataset, progress)
 
     def encode(self, side: Side, stack: ExitStack) -> _Encoded:
         """Encode with one side; only one session is open at a time."""
-        self._step(f"opening {side.target}")
+        self._progress.step(f"opening {side.target}")
         opened = side.open(threads=self._settings.threads)
         with self._meter.part(f"encoding with {side.target.name}"), opened as session:
             self._threads = session.threads
             keys = encoder_keys(side.target, session)
             name = f"{side.target.name} ({session.backend})"
-            self._step(f"encoding with {name}")
+            self._progress.step(f"encoding with {name}")
             found = stack.enter_context(
                 encode_dataset(
                     session,
@@ -215,9 +218,9 @@ class _Run:
                 )
             )
             for line in found.discarded:
-                self._step(line)
+                self._progress.step(line)
             images, captions = found.reused
-            self._step(f"{images} images and {captions} captions were in the cache")
+            self._progress.step(f"{images} images and {captions} captions were in the cache")
             return _Encoded(name, found, own_scores(session, self._dataset))
 
     def score_side(self, role: str, side: EncodedDataset) -> LevelScores:
@@ -232,7 +235,7 @@ class _Run:
         scores: tuple[LevelScores, LevelScores],
     ) -> Attribution:
         """Swap components."""
-        self._step("looking for the component at fault")
+        self._progress.step("looking for the component at fault")
         with (
             self._meter.part("attribution"),
             partial_folder(self._folder, "attribution") as work,
@@ -243,7 +246,7 @@ class _Run:
         """Compare the encoders' graphs layer by layer."""
         from hat_export.parity.graphs import localize_between, make_probe
 
-        self._step("comparing layer by layer")
+        self._progress.step("comparing layer by layer")
         with self._meter.part("localization"):
             threads = self._settings.threads
             with candidate.open(threads=threads) as session:
@@ -277,7 +280,7 @@ class _Run:
         parts = 1
         if (ray := self._settings.ray) is not None:
             # Twice as many as workers, so that none waits long for the last.
-            score, parts = partial(score_with_ray, ray, self._step), 2 * ray.workers
+            score, parts = partial(score_with_ray, ray, self._progress), 2 * ray.workers
         return score_levels(
             images, texts, scorer, self._folder, self._threads, self._progress, what, score, parts
         )
@@ -288,7 +291,7 @@ class _Run:
         if ray is None:
             return None
         target = side.target.absolute()
-        return partial(encode_with_ray, ray, target, side.open, keys, store, self._step)
+        return partial(encode_with_ray, ray, target, side.open, keys, store, self._progress)
 
 
 @dataclass(frozen=True)
@@ -373,13 +376,13 @@ def _require_localizable(reference: Side, candidate: Side) -> None:
             )
 
 
-def _cache_folder(cache: Path | None, stack: ExitStack, step: Step) -> Path:
+def _cache_folder(cache: Path | None, stack: ExitStack, progress: Progress) -> Path:
     """The cache for this run alone: another that uses it goes first."""
     if cache is None:
         return stack.enter_context(scratch_folder())
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        waiting = partial(step, f"waiting for another run that uses {cache}")
+        waiting = partial(progress.step, f"waiting for another run that uses {cache}")
         stack.enter_context(locked_folder(cache, waiting))
     except OSError as error:
         raise OutputError(

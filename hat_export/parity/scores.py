@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from hat_export.base.files import write_text
+from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import MALFORMED, InputError, OutputError
 from hat_export.kernels import alignment_cpu
 from hat_export.kernels.alignment_cpu import LevelCaptions
 from hat_export.parity.embeddings import EncodedDataset
-from hat_export.runtime.evaluate import Progress, silent
 from hat_export.score.metrics import row_blocks
 from hat_export.score.projection import Projection
 from hat_export.spec import LEVEL_ORDER, LEVELS, Direction, ModelSpec
@@ -177,7 +177,7 @@ def score_levels(
     scorer: Scorer,
     folder: Path,
     threads: int,
-    progress: Progress = silent,
+    progress: Progress = SILENT,
     what: str = "captions scored",
     score: ScoreBlocks = score_here,
     parts: int = 1,
@@ -190,7 +190,7 @@ def score_levels(
         scorer: Whose constants.
         folder: The cache.
         threads: Threads of the kernel.
-        progress: Called after each block, in captions.
+        progress: Told after each block, in captions.
         what: What to call this in the progress.
         score: Who scores.
         parts: Into how many blocks at least the images are cut, so that there is work for several.
@@ -221,7 +221,7 @@ def score_levels(
     *levels, total = matrices
     done = finished[-1].stop if finished else 0
     if done < captions:
-        progress(what, done, captions)
+        progress.count(what, done, captions)
     blocks = list(_blocks(images.spec, texts.spec, count, range(done, captions), parts))
     for block, found in zip(
         blocks, score(BlockScorer(images, texts, scorer, threads), blocks), strict=True
@@ -229,7 +229,7 @@ def score_levels(
         (first, last), (start, stop) = block.images, block.captions
         for matrix, scores in zip(matrices, (*found, _summed(found)), strict=True):
             matrix[first:last, start:stop] = scores
-        progress(what, start + (stop - start) * last // count, captions)
+        progress.count(what, start + (stop - start) * last // count, captions)
         if last == count:
             for matrix in matrices:
                 matrix.flush()

@@ -14,6 +14,7 @@ import onnx
 from hat_export.base.atomic import scratch_folder
 from hat_export.base.files import check_target, new_folder, sha256_of
 from hat_export.base.machine import package_versions
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
     MANIFEST,
     PROJECTIONS,
@@ -54,17 +55,6 @@ SELF_TEST_MARGIN = 2.0
 #: Float32's own difference between runtimes (:data:`hat_export.bundle.precision.PRECISIONS`).
 SELF_TEST_FLOOR = 2e-4
 
-Step = Callable[[str], None]
-Count = Callable[[str, int, int], None]
-
-
-def no_step(message: str) -> None:
-    """Progress that shows nothing."""
-
-
-def no_count(what: str, done: int, total: int) -> None:
-    """A count that shows nothing."""
-
 
 @dataclass
 class Statistics:
@@ -94,16 +84,14 @@ class Quantizer:
         work: Folder for graphs on the way.
         threads: Threads of all runs.
         data: Calibration data; None where no plan needs any.
-        step: Called with a line before each step.
-        count: Called with what is counted, how much is done and how much there is.
+        progress: Told before each step, and of long loops.
     """
 
     source: Bundle
     work: Path
     threads: int
     data: CaptionDataset | None = None
-    step: Step = no_step
-    count: Count = no_count
+    progress: Progress = SILENT
     layers: dict[str, tuple[Layer, ...]] = field(init=False)
     _statistics: dict[tuple[str, bool, bool], Statistics] = field(init=False, default_factory=dict)
 
@@ -153,7 +141,7 @@ class Quantizer:
                 shutil.copyfile(self.source.file(file), folder / file)
             bundle = Bundle(folder, self._manifest(plan, infos, folder))
             if check:
-                self.step("comparing with the float32 bundle")
+                self.progress.step("comparing with the float32 bundle")
                 bundle = self._checked(bundle)
             write_manifest(folder, bundle.manifest)
         return Bundle.read(target, verify=False)
@@ -178,7 +166,7 @@ class Quantizer:
         smoothed: dict[str, Smoothed] = {}
         path = self.source.graph_path(name)
         if smoothing:
-            self.step(f"looking for outliers in the {name} encoder")
+            self.progress.step(f"looking for outliers in the {name} encoder")
             first = islice(self._feeds(name), SMOOTHING_BATCHES)
             seen, _, _ = observe(load_products(path), folder, layers, first, self.threads)
             model = load_products(path)
@@ -196,7 +184,7 @@ class Quantizer:
             self._feeds(name),
             self.threads,
             correlated,
-            lambda done: self.count(f"calibration {what}", done, total),
+            lambda done: self.progress.count(f"calibration {what}", done, total),
         )
         (folder / "watched.onnx").unlink()
         (folder / "watched.onnx.data").unlink(missing_ok=True)
@@ -383,8 +371,7 @@ def quantize_bundle(
     data: CaptionDataset | None,
     threads: int,
     overwrite: bool = False,
-    step: Step = no_step,
-    count: Count = no_count,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Quantize a bundle.
 
@@ -395,8 +382,7 @@ def quantize_bundle(
         data: Calibration data, where the plan needs it.
         threads: Threads of all runs.
         overwrite: Whether an existing bundle may be replaced.
-        step: Called with a line before each step.
-        count: Called with counts of long steps.
+        progress: Told before each step, and of long loops.
 
     Raises:
         HatError: as :meth:`Quantizer.write`.
@@ -404,7 +390,7 @@ def quantize_bundle(
     check_target(target, overwrite)
     bundle = Bundle.read(source)
     with scratch_folder() as work:
-        quantizer = Quantizer(bundle, work, threads, data, step, count)
+        quantizer = Quantizer(bundle, work, threads, data, progress)
         plan = make_plan(quantizer)
-        step(f"quantizing: {plan.title()}")
+        progress.step(f"quantizing: {plan.title()}")
         return quantizer.write(plan, target, overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from hat_export.base.machine import cpu_features
+from hat_export.base.progress import SILENT, Progress
 from hat_export.export.graph import GraphBuilder
 from hat_export.export.linear_layers import fuse_linear
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
@@ -88,7 +89,7 @@ def measure(
     schemes: Sequence[str],
     threads: int,
     packed: bool,
-    count: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = SILENT,
 ) -> Preflight:
     """Time the products of one image and one caption.
 
@@ -99,7 +100,7 @@ def measure(
         schemes: Names of schemes; float32 is timed in any case.
         threads: Threads of the products.
         packed: Whether the float32 graph has this project's operators, which are to be beaten.
-        count: Called after each size.
+        progress: Told after each size.
     """
     products = {
         name: [layer for layer in found if not layer.table] for name, found in layers.items()
@@ -113,7 +114,7 @@ def measure(
     seconds = {}
     for number, size in enumerate(distinct, start=1):
         seconds[size] = _time(size, target, (FP32, *schemes), threads, packed)
-        count("sizes measured", number, len(distinct))
+        progress.count("sizes measured", number, len(distinct))
     encoders = {name: tuple(layer.name for layer in found) for name, found in products.items()}
     return Preflight(target.name, sizes, seconds, encoders)
 

@@ -238,7 +238,7 @@ class _Run:
         if path is None or not path.exists():
             return new_state(self.identity)
         found = read_state(path, self.identity)
-        self.quantizer.step(f"going on from {path}: {len(found['tried'])} plans measured")
+        self.quantizer.progress.step(f"going on from {path}: {len(found['tried'])} plans measured")
         return found
 
     def _save(self) -> None:
@@ -303,7 +303,7 @@ class _Run:
                     scores = source.score(images, session.encode_texts(data.captions))
             self.noise.setdefault(block, {})[scheme] = float(np.var(scores - exact)) / spread
             self._save()
-            self.quantizer.count("blocks tried", number, len(wanted))
+            self.quantizer.progress.count("blocks tried", number, len(wanted))
         source.close()
 
     def cost(self, layer: Layer, scheme: str) -> float:
@@ -375,10 +375,10 @@ class _Run:
                 return self.tried[name]
         task, source = self.task, self.quantizer.source
         if self._scores is None:
-            self.quantizer.step("scoring with the float32 bundle")
+            self.quantizer.progress.step("scoring with the float32 bundle")
             with OnnxRuntimeSession(source, self.quantizer.threads) as session:
                 self._scores = score_dataset(session, task.data)
-        self.quantizer.step(f"measuring {name}: {plan.title()}")
+        self.quantizer.progress.step(f"measuring {name}: {plan.title()}")
         with self._open(plan) as session:
             scores = score_dataset(session, task.data)
             bytes_ = encoder_bytes(source if not plan.layers else Bundle.read(self.scratch, False))

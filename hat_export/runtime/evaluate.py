@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from hat_export.base.progress import SILENT, Progress
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.preprocess import ImageLike
 from hat_export.errors import InputError
@@ -19,13 +20,6 @@ from hat_export.score.features import ImageFeatures, TextFeatures
 
 ImagesT = TypeVar("ImagesT")
 TextsT = TypeVar("TextsT")
-
-#: Called with what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A progress callback that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def encode_caption_batch(session: Session, batch: CaptionBatch) -> TextFeatures:
 
 
 def encode_captions(
-    session: Session, captions: Sequence[str], batch: int, progress: Progress = silent
+    session: Session, captions: Sequence[str], batch: int, progress: Progress = SILENT
 ) -> Iterator[tuple[Int64[np.ndarray, " captions"], TextFeatures]]:
     """Encode captions in the batches of :func:`caption_batches`.
 
@@ -84,7 +78,7 @@ def encode_captions(
         session: Any backend.
         captions: Texts.
         batch: Captions at a time.
-        progress: Called after each batch.
+        progress: Told after each batch.
 
     Yields:
         Where the captions of a batch stand in the dataset, and their features.
@@ -93,11 +87,11 @@ def encode_captions(
     for some in caption_batches(session, captions, batch):
         yield some.positions, encode_caption_batch(session, some)
         done += len(some.positions)
-        progress("captions", done, len(captions))
+        progress.count("captions", done, len(captions))
 
 
 def score_dataset(
-    session: Session, dataset: CaptionDataset, batch: int = 50, progress: Progress = silent
+    session: Session, dataset: CaptionDataset, batch: int = 50, progress: Progress = SILENT
 ) -> Float32[np.ndarray, "images captions"]:
     """Score every image of a dataset with every caption of it.
 
@@ -108,7 +102,7 @@ def score_dataset(
         session: Any backend.
         dataset: Images and captions.
         batch: Images at a time, and captions at a time.
-        progress: Called after each batch.
+        progress: Told after each batch.
 
     Returns:
         float32 [images, captions], captions in dataset order.
@@ -142,7 +136,7 @@ def _score_blocks(
         images = score.encode([next(pictures) for _ in range(count)])
         for positions, prepared in texts:
             scores[start : start + count, positions] = score.run(images, prepared)
-        progress("images scored", start + count, total)
+        progress.count("images scored", start + count, total)
     return scores
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hat_export.base.progress import Progress
 from hat_export.bundle.bundle import TensorSpec
 from hat_export.bundle.engines import Profile, shape_range, target_names
 from hat_export.errors import BackendUnavailableError, EngineError
@@ -17,9 +18,6 @@ from hat_export.runtime.trt_library import TensorRT, find_gpu
 from hat_export.tensorrt.alignment_network import PluginRequest, fill_network
 from hat_export.tensorrt.fusion import EngineLayer, layers_in_log, layers_of_engine
 from hat_export.tensorrt.request import FIRST_DEFAULT_TARGET
-
-#: Called with the percent of the build that is done, whenever it has grown.
-BuildProgress = Callable[[int], None]
 
 #: Severities of a logger, by the names that both libraries use.
 WORST = ("INTERNAL_ERROR", "ERROR")
@@ -71,7 +69,8 @@ def build_engine(
     engine: Path,
     log: Path,
     timing_cache: Path | None,
-    progress: BuildProgress,
+    progress: Progress,
+    what: str,
 ) -> BuiltEngine:
     """Build an engine.
 
@@ -82,7 +81,8 @@ def build_engine(
         log: Where the builder's log goes, every line of it; kept if the build fails.
         timing_cache: File of measured kernels that is used and added to, for libraries that
             measure; None for none.
-        progress: Told as the builder proceeds.
+        progress: Told the percent of the build that is done.
+        what: What to call it there.
 
     Raises:
         EngineError: if the graph can't be read or built; with the builder's reason.
@@ -91,8 +91,9 @@ def build_engine(
     """
     trt = library.module
     started = time.monotonic()
+    progress.count(what, 0, 100)
     with log.open("w", encoding="utf-8") as file:
-        listener = _Listener(file, progress)
+        listener = _Listener(file, lambda percent: progress.count(what, percent, 100))
         logger, monitor = _logger(trt, listener), _monitor(trt, listener)
         try:
             builder = trt.Builder(logger)
@@ -130,6 +131,7 @@ def build_engine(
         if timing is not None and timing_cache is not None:
             _save_timing_cache(timing, timing_cache)
         engine.write_bytes(memoryview(plan))
+        progress.count(what, 100, 100)
         gpu = find_gpu()
         return BuiltEngine(
             layers=_layers(trt, logger, plan, listener) if gpu else listener.layers(),
@@ -152,10 +154,10 @@ class _Phase:
 class _Listener:
     """Takes what the builder says, from whatever thread; never raises into the builder."""
 
-    def __init__(self, file: TextIO, progress: BuildProgress) -> None:
+    def __init__(self, file: TextIO, proceeds: Callable[[int], None]) -> None:
         self.warnings: Counter[str] = Counter()
         self._file = file
-        self._progress = progress
+        self._proceeds = proceeds
         self._errors: list[str] = []
         self._layer_lists: list[str] = []
         self._phases: list[_Phase] = []
@@ -191,7 +193,7 @@ class _Listener:
             # The share falls where a phase turns out to have more parts than it announced.
             if percent > self._told:
                 self._told = percent
-                self._progress(percent)
+                self._proceeds(percent)
         except BaseException as error:  # raised into the builder it would end the process
             self._interrupted = self._interrupted or error
         return self._interrupted is None

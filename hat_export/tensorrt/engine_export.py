@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ import onnx
 from hat_export.base.atomic import partial_folder
 from hat_export.base.files import check_target, new_folder
 from hat_export.base.machine import default_threads, peak_memory
+from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
     GRAPHS,
     TOKENIZER,
@@ -43,12 +44,9 @@ from hat_export.tensorrt.alignment_network import PluginRequest, check_plugin
 from hat_export.tensorrt.build import BuiltEngine, EngineRequest, build_engine
 from hat_export.tensorrt.cache import EngineCache
 from hat_export.tensorrt.fusion import attention_apart, attention_nodes
-from hat_export.tensorrt.lower import Progress, check_source, lower_bundle
+from hat_export.tensorrt.lower import check_source, lower_bundle
 from hat_export.tensorrt.quantize import QUANTIZED_FORMATS
 from hat_export.tensorrt.request import TURING, ProfileRequest
-
-#: Called with what is being done, how many steps of it are done, and how many there are.
-Count = Callable[[str, int, int], None]
 
 #: Largest side of a block of images x captions that the alignment engine takes: at the official
 #: size its products are 784 regions x 32 words x 64 x 64 x 4 bytes = 411 MB.
@@ -107,8 +105,7 @@ def export_engines(
     cache: Path | None = None,
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda message: None,
-    count: Count = lambda what, done, total: None,
+    progress: Progress = SILENT,
 ) -> EngineExport:
     """Build the image, text and alignment engines of a model.
 
@@ -132,8 +129,7 @@ def export_engines(
         cache: Folder of engines that were built before; None for none.
         overwrite: Whether an existing bundle may be replaced.
         threads: Threads for the comparison; default: one per core.
-        progress: Called with a short line before each step.
-        count: Called with what is being built, the percent done, and 100.
+        progress: Told before each step, and the percent of a build that is done.
 
     Raises:
         EngineError: if TensorRT can't build an engine; its log is kept beside the target.
@@ -165,14 +161,14 @@ def export_engines(
             fp16_alignment=TURING in targets and bool(library.targets),
             progress=progress,
         )
-        progress("running the graphs on the CPU with the roundings of their precision")
+        progress.step("running the graphs on the CPU with the roundings of their precision")
         lowered = Bundle.read(folder, verify=False)  # hashed a moment ago
         found = {f"features in {precision}": _self_test(lowered, threads)}
         engines, builds = {}, []
         for name in GRAPHS:
             form = alignment if name == "alignment" else "graph"
             request = _request(lowered, name, form, ranges, targets)
-            build = _build(lowered, target, library, name, request, engine_cache, progress, count)
+            build = _build(lowered, target, library, name, request, engine_cache, progress)
             builds.append(build)
             engines[name] = _describe(lowered, library, name, request, build.built)
             if require_fused:
@@ -284,7 +280,6 @@ def _build(
     request: EngineRequest,
     cache: EngineCache | None,
     progress: Progress,
-    count: Count,
 ) -> EngineBuild:
     """Build one engine into the bundle's folder, or take it from the cache."""
     engine, log = (bundle.path / file for file in _file_names(name))
@@ -293,12 +288,10 @@ def _build(
         key = cache.key(request, bundle.graph_sha256(name), bundle.manifest.precision)
         found = cache.find(key)
         if found:
-            progress(f"the {name} engine was built before")
+            progress.step(f"the {name} engine was built before")
             shutil.copyfile(found.engine, engine)
             shutil.copyfile(found.log, log)
             return _summary(name, engine, found.built, cached=True)
-    what = f"building the {name} engine with {library}"
-    count(f"{what}, percent", 0, 100)
     # Beside the bundle, so that a failed build leaves its log; nothing else stays.
     written = target.with_name(f"{target.name}.{log.name}")
     timing_cache = cache.timing_cache if cache else None
@@ -309,9 +302,9 @@ def _build(
             engine,
             written,
             timing_cache,
-            lambda percent: count(f"{what}, percent", percent, 100),
+            progress,
+            f"building the {name} engine with {library}, percent",
         )
-        count(f"{what}, percent", 100, 100)
         shutil.move(written, log)
     except EngineError:
         raise

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx
 
+from hat_export.base.progress import Progress
 from hat_export.bundle.bundle import (
     GRAPHS,
     PROJECTIONS,
@@ -35,8 +36,6 @@ from hat_export.tensorrt.quantize import (
     quantize,
     quantized_products,
 )
-
-Progress = Callable[[str], None]
 
 
 def check_source(bundle: Bundle, precision: str) -> None:
@@ -75,7 +74,7 @@ def lower_bundle(
             norms, and the sum of squares before it overflows fp16.
         feeds: Gives inputs of the ``image`` and ``text`` graphs on which to look for ranges.
         fp16_alignment: Whether the alignment's products take and give float16 nevertheless.
-        progress: Called with a short line before each step.
+        progress: Told before each step.
 
     Returns:
         The manifest that was written.
@@ -94,7 +93,7 @@ def lower_bundle(
         if name == "alignment" and fp16_alignment:
             model = fp16_products(model)
         elif info.attention_expected and source.manifest.precision != precision:
-            progress(f"writing the {name} graph in {precision}")
+            progress.step(f"writing the {name} graph in {precision}")
             try:
                 model, kept = _lowered(model, precision, name, feeds)
             except ValueError as error:

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from hat_export.base.files import read_arrays
+from hat_export.base.terminal import printable
 from hat_export.benchmark.latency.record import read_run
 from hat_export.benchmark.latency.report import latency_report
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.graph_check import check_graph
-from hat_export.cli.common import printable
 from hat_export.data.dataset import ImageStore
 from hat_export.data.karpathy import read_karpathy
 from hat_export.data.preprocess import ImagePreprocessor

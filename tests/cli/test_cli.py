@@ -18,7 +18,6 @@ from PIL import Image
 
 from command_lines import command
 from hat_export.bundle.bundle import Bundle
-from hat_export.cli import common
 from hat_export.cli.bench.parity import parity
 from hat_export.model.checkpoint import save_checkpoint
 from hat_export.model.hat import HAT
@@ -432,20 +431,3 @@ def test_a_reader_that_goes_away(tiny_bundle: Path) -> None:
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     process.wait(timeout=60)
-
-
-def test_progress_tells_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    clock = iter([0.0, 0.0, 20.0, 60.0, 70.0, 80.0])
-    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
-    progress = common.Progress(quiet=False)
-    for done in (10, 30, 40, 100):
-        progress.count("things", done, 100)
-    progress.count("things", 10, 100)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "  things: 10 of 100",
-        "  things: 30 of 100, 70 s left",
-        "  things: 40 of 100, 120 s left",
-        "  things: 100 of 100",
-        "  things: 10 of 100",
-    ]

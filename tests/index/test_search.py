@@ -32,6 +32,7 @@ from hat_export.score.captions import prepare
 from hat_export.score.features import ReducedImages
 from hat_export.score.metrics import RECALL_AT, rank
 from index_samples import MEDIUM, Sample, exact_scores, sample
+from progress_calls import CountCalls
 
 IMAGES, CAPTIONS = 20, 15
 
@@ -121,7 +122,7 @@ def test_blocks_and_threads_change_no_score(
     # Three images of the largest level at a time.
     monkeypatch.setattr(hat_export.index.search, "DECODED_BYTES", 3 * 4 * 64 * 32)
     pieces = score_index(
-        index, data.texts, data.projections, 2, lambda *progress: seen.append(progress)
+        index, data.texts, data.projections, 2, CountCalls(lambda *progress: seen.append(progress))
     )
     np.testing.assert_array_equal(pieces, whole)
     assert [done for _, done, _ in seen] == [CAPTIONS * n for n in (3, 6, 9, 12, 15, 18, 20)]

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import hat_export
+from hat_export.base.progress import SILENT
 from hat_export.data.dataset import CaptionDataset, CaptionedImage, ImageStore
 from hat_export.errors import InputError, OutputError
 from hat_export.model.checkpoint import load_hat
@@ -26,9 +27,9 @@ from hat_export.parity.embeddings import (
 )
 from hat_export.parity.scores import LevelScores, Scorer, score_levels, summed
 from hat_export.runtime.backends.torch_backend import TorchSession
-from hat_export.runtime.evaluate import silent
 from hat_export.runtime.session import Session
 from hat_export.spec import Direction
+from progress_calls import CountCalls
 
 #: The kernel against PyTorch in float32, and features in other batches.
 TOLERANCE = 2e-5
@@ -61,7 +62,7 @@ def torch_session(tiny_checkpoint: Path) -> Iterator[Session]:
 
 
 def encoded(
-    session: Session, dataset: CaptionDataset, folder: Path, name: str, progress=silent
+    session: Session, dataset: CaptionDataset, folder: Path, name: str, progress=SILENT
 ) -> EncodedDataset:
     digests = DatasetDigests.read(dataset)
     keys = EncoderKeys(f"{name}-image", f"{name}-text")
@@ -131,7 +132,7 @@ def test_interrupted_encoding_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encoded(torch_session, dataset, tmp_path, "a", stop)
+        encoded(torch_session, dataset, tmp_path, "a", CountCalls(stop))
     # What a kill in the midst of an append leaves behind is discarded.
     (path,) = tmp_path.glob("images-*")
     with path.open("ab") as file:
@@ -161,9 +162,11 @@ def test_interrupted_scoring_goes_on(
 
     arguments = (found, found, Scorer.of(found.spec), tmp_path, 1)
     with pytest.raises(KeyboardInterrupt):
-        score_levels(*arguments, progress=stop)
+        score_levels(*arguments, progress=CountCalls(stop))
     seen.clear()
-    again = score_levels(*arguments, progress=lambda what, done, total: seen.append(done))
+    again = score_levels(
+        *arguments, progress=CountCalls(lambda what, done, total: seen.append(done))
+    )
     assert seen[0] == 6  # the caption that was interrupted is scored again
     # The projection is folded into another number of words at a time, which rounds differently.
     np.testing.assert_allclose(again.total, whole.total, atol=1e-6)

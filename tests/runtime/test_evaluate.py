@@ -15,6 +15,7 @@ from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import InputError
 from hat_export.runtime.evaluate import encode_captions, score_dataset
 from hat_export.score.features import ImageFeatures
+from progress_calls import CountCalls
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,10 @@ def test_progress_reaches_the_end(tiny_bundle: Path, dataset: CaptionDataset) ->
     seen: dict[str, tuple[int, int]] = {}
     with hat_export.open_bundle(tiny_bundle, threads=1) as session:
         score_dataset(
-            session, dataset, 3, lambda what, done, total: seen.update({what: (done, total)})
+            session,
+            dataset,
+            3,
+            CountCalls(lambda what, done, total: seen.update({what: (done, total)})),
         )
     captions = len(dataset.captions)
     assert seen == {"captions": (captions, captions), "images scored": (7, 7)}

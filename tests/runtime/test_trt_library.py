@@ -13,6 +13,7 @@ import hat_export.runtime.trt_library as library_module
 import hat_export.tensorrt.build as build
 import hat_export.tensorrt.cache as cache_module
 import hat_export.tensorrt.request as request_module
+from hat_export.base.progress import SILENT
 from hat_export.bundle.bundle import TensorSpec
 from hat_export.bundle.engines import EngineInfo, Range
 from hat_export.bundle.replay import replay_commands
@@ -40,7 +41,7 @@ def test_full_tensorrt_builds_by_the_same_code(stub: TensorRtStub, tmp_path: Pat
     cache = EngineCache(tmp_path / "cache", library)
     request = EngineRequest(tmp_path / "image.onnx", (INPUT,), (PROFILE,), (80, 90), tf32=False)
     built = build_engine(
-        library, request, tmp_path / "e", tmp_path / "log", cache.timing_cache, lambda percent: None
+        library, request, tmp_path / "e", tmp_path / "log", cache.timing_cache, SILENT, "building"
     )
     assert (tmp_path / "e").read_bytes() == b"plan"
     assert stub.network_flags == 1 << 1  # strongly typed, as TensorRT 11 is without being told
@@ -60,9 +61,7 @@ def test_what_was_measured_is_used_by_the_next_build(stub: TensorRtStub, tmp_pat
     assert timing.name == "tensorrt-10.14.1-sm_90.timing"
     request = EngineRequest(tmp_path / "image.onnx", (INPUT,), (PROFILE,), (), tf32=True)
     for before in (b"", b"measured"):
-        build_engine(
-            library, request, tmp_path / "e", tmp_path / "log", timing, lambda percent: None
-        )
+        build_engine(library, request, tmp_path / "e", tmp_path / "log", timing, SILENT, "building")
         assert stub.given_timing == before
     assert timing.read_bytes() == b"measuredmeasured"
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from hat_export.base.progress import SILENT
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
 from hat_export.bundle.inspect import bundle_report
@@ -30,6 +31,7 @@ from hat_export.tensorrt.engine_report import engine_report
 from hat_export.tensorrt.fusion import attention_apart, attention_nodes, layers_in_log
 from hat_export.tensorrt.request import ProfileRequest, choose_targets
 from places import DEMO
+from progress_calls import CountCalls
 
 pytest.importorskip(
     "tensorrt_rtx",
@@ -305,7 +307,7 @@ def test_a_graph_that_cannot_be_built_is_one_line_with_the_log(
     onnx.save_model(model, tmp_path / "odd.onnx")
     request = EngineRequest(tmp_path / "odd.onnx", (), (), (80,), tf32=False)
     with pytest.raises(EngineError, match=r"odd\.onnx: tensorrt-rtx .* can't read .*odd/node.*log"):
-        build_engine(library, request, tmp_path / "e", tmp_path / "log", None, lambda percent: None)
+        build_engine(library, request, tmp_path / "e", tmp_path / "log", None, SILENT, "building")
     assert "NoSuchOperator" in (tmp_path / "log").read_text()
     assert not (tmp_path / "e").exists()
 
@@ -319,7 +321,13 @@ def test_an_interrupt_stops_the_builder_in_order(
 
     with pytest.raises(KeyboardInterrupt):
         export_engines(
-            tiny_bundle, tmp_path / "out", library, "fp16", [PROFILE], (80,), count=interrupt
+            tiny_bundle,
+            tmp_path / "out",
+            library,
+            "fp16",
+            [PROFILE],
+            (80,),
+            progress=CountCalls(interrupt),
         )
     assert not list(tmp_path.iterdir())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hat_export.benchmark.latency.measure import Progress
+from hat_export.base.progress import Progress
 from hat_export.benchmark.latency.record import Measured
 from hat_export.benchmark.latency.run import Opened
 from hat_export.benchmark.roofline.bound import bound
@@ -28,7 +28,7 @@ def bounds_of(
         told: What each target told while it was open.
         targets: From :func:`hat_export.benchmark.latency.targets.describe`.
         words: Word pieces of the captions that are encoded and scored.
-        progress: Called after each library.
+        progress: Told after each library.
 
     Returns:
         ``machines`` and ``cases``; instead of them the ``reason`` why nothing could be measured,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hat_export.base.progress import Progress
 from hat_export.benchmark.latency.anchor import Anchor
 from hat_export.benchmark.latency.cases import Case
 from hat_export.benchmark.latency.waits import Waits
@@ -35,9 +36,6 @@ STABILITY = (
     f"less than {STABLE_WITHIN:.0%}, and after {WARM_UP_TURNS} turns, or the time of the counted "
     "ones, at the latest"
 )
-
-#: Called with what is counted, how many are done and how many there are.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def measure_pass(
         groups: Each holds one component at one size, on every target.
         seconds: Time to spend on each case after the warm-up.
         rounds: Fewest rounds, however long they take.
-        progress: Called after each group.
+        progress: Told after each group.
 
     Returns:
         One result a case, in the order of the groups.
@@ -165,7 +163,7 @@ def measure_pass(
     found = []
     for number, group in enumerate(groups, start=1):
         found += _measure_group(group, anchor, seconds, rounds)
-        progress("cases timed", number, len(groups))
+        progress.count("cases timed", number, len(groups))
     return found
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from hat_export.base.atomic import scratch_folder
+from hat_export.base.progress import Progress
 from hat_export.benchmark.latency.cases import CAPTION, Case, Sizes, cases_of, write_pictures
-from hat_export.benchmark.latency.measure import Pass, Progress, Timing, measure_pass
+from hat_export.benchmark.latency.measure import Pass, Timing, measure_pass
 from hat_export.runtime.session import Session
 from hat_export.spec import ModelSpec
 
@@ -63,7 +64,6 @@ def measure_targets(
     threads: int,
     effort: Effort,
     progress: Progress,
-    step: Callable[[str], None],
 ) -> tuple[list[Timing], dict[str, Opened]]:
     """Time every component of some targets at one number of threads.
 
@@ -72,8 +72,7 @@ def measure_targets(
         sizes: At which sizes.
         threads: Threads of every session.
         effort: How much is measured.
-        progress: Called after each group of cases.
-        step: Called with what has begun.
+        progress: Told what begins, and after each group of cases.
 
     Returns:
         One timing a case, cases of one group together; and what each target told, by name.
@@ -87,7 +86,7 @@ def measure_targets(
             with ExitStack() as stack:
                 columns = []
                 for opener in openers:
-                    step(f"pass {number} of {effort.passes}: opening {opener.name}")
+                    progress.step(f"pass {number} of {effort.passes}: opening {opener.name}")
                     session = stack.enter_context(opener.open(threads))
                     ids, _ = session.tokenizer.encode([CAPTION])
                     told[opener.name] = Opened(session.spec, session.backend, ids.shape[1])

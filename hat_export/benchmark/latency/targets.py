@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hat_export.base.progress import Progress
 from hat_export.benchmark.latency import process
 from hat_export.bundle.bundle import Bundle, is_bundle
 from hat_export.errors import InputError
@@ -65,7 +65,7 @@ def describe(
     work: tuple[int, int, int],
     spec: ModelSpec | None,
     vocabulary: Path | None,
-    step: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Size, starts and memory of a target, each start in a process of its own.
 
@@ -76,7 +76,7 @@ def describe(
         work: Images, captions and words of the largest batches.
         spec: Architecture of a checkpoint that doesn't tell it.
         vocabulary: Vocabulary of a checkpoint that has none beside it.
-        step: Called with what begins.
+        progress: Told what begins.
 
     Raises:
         HatError: if a process fails.
@@ -101,9 +101,9 @@ def describe(
         None if vocabulary is None else str(vocabulary),
     )
     for number in range(1, cold_starts + 1):
-        step(f"cold start {number} of {cold_starts}: {target.name}")
+        progress.step(f"cold start {number} of {cold_starts}: {target.name}")
         described["starts"].append(asdict(process.start(request)))
-    step(f"memory at work: {target.name}")
+    progress.step(f"memory at work: {target.name}")
     images, captions, words = work
     described["peak_bytes"] = process.start(request, images, captions, words).peak_bytes
     return described

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hat_export.base.progress import Progress
 from hat_export.benchmark.load.batching import Batcher, Request
 from hat_export.benchmark.load.summary import Summary, read_summary
 from hat_export.benchmark.load.work import Work
@@ -93,7 +94,7 @@ def run_scenarios(
     wanted: Sequence[str],
     load: Load,
     folder: Path,
-    step: Callable[[str], None],
+    progress: Progress,
 ) -> list[Outcome]:
     """Run scenarios on one kind of work, in the order of :data:`SCENARIOS`.
 
@@ -103,14 +104,14 @@ def run_scenarios(
         load: How LoadGen is set.
         folder: Gets one folder a scenario with LoadGen's own files, and one for each rate of Server
             that did not hold.
-        step: Called with what begins.
+        progress: Told what begins.
     """
     rate, latency = _calibrate(work, load.largest_batch)
     outcomes = []
     for scenario in SCENARIOS:
         if scenario not in wanted:
             continue
-        step(f"{work.name}: {scenario}")
+        progress.step(f"{work.name}: {scenario}")
         settings = _settings(scenario, load, rate, latency)
         place = folder / f"{work.name}-{scenario}"
         for old in folder.glob(f"{place.name}-not-held-*"):
@@ -124,7 +125,9 @@ def run_scenarios(
             place.rename(folder / f"{place.name}-not-held-{number}")
             place.mkdir()
             settings["server_target_qps"] *= SERVER_STEP
-            step(f"{work.name}: {scenario} at {settings['server_target_qps']:.1f} queries/s")
+            progress.step(
+                f"{work.name}: {scenario} at {settings['server_target_qps']:.1f} queries/s"
+            )
             summary, batches = _run(work, settings, load, place)
         outcomes.append(Outcome(work.name, summary, settings, batches, place))
         if scenario == "SingleStream":

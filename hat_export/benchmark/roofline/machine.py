@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from hat_export.base.progress import Progress
 from hat_export.benchmark.roofline.products import Product
 from hat_export.errors import HatError
 
@@ -70,15 +71,13 @@ class Machine:
         }
 
 
-def measure_machine(
-    products: Sequence[Product], threads: int, progress: Callable[[str, int, int], None]
-) -> Machine:
+def measure_machine(products: Sequence[Product], threads: int, progress: Progress) -> Machine:
     """Measure some products and the memory bandwidth.
 
     Args:
         products: Besides :data:`PEAK_PRODUCT`.
         threads: Threads of every library.
-        progress: Called after each library.
+        progress: Told after each library.
 
     Raises:
         HatError: if no library, or not even a copy, can be measured.
@@ -100,7 +99,7 @@ def measure_machine(
             continue
         for product, seconds in zip(wanted, found, strict=True):
             best[product] = min(best.get(product, (seconds, library)), (seconds, library))
-        progress("libraries of the bound timed", done + 1, len(libraries))
+        progress.count("libraries of the bound timed", done + 1, len(libraries))
     if not best:
         raise HatError(f"no library computed the products of the bound: {'; '.join(left_out)}")
     bandwidth = _ask({"library": "", "threads": threads, "products": []})["bandwidth"]

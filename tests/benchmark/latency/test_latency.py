@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hat_export.base.progress import SILENT
 from hat_export.benchmark.latency import measure as measuring
 from hat_export.benchmark.latency.cases import COMPONENTS, Case, Sizes, cases_of, write_pictures
 from hat_export.benchmark.latency.measure import WINDOW_TURNS, measure_pass
@@ -59,10 +60,6 @@ def case(target: str, run, component: str = "images") -> Case:
     return Case(target, component, "1", 2, 1, run)
 
 
-def quiet(*_: object) -> None:
-    pass
-
-
 def test_targets_are_called_in_turn(clock: Clock) -> None:
     order: list[str] = []
 
@@ -71,7 +68,7 @@ def test_targets_are_called_in_turn(clock: Clock) -> None:
         clock.now += 0.5
 
     group = [case(name, lambda name=name: run(name)) for name in "ab"]
-    found = measure_pass([group], seconds=0, rounds=4, progress=quiet)
+    found = measure_pass([group], seconds=0, rounds=4, progress=SILENT)
     assert "".join(order) == "ab" + "ab" * (2 * WINDOW_TURNS) + "ab" * 4
     assert [part.medians for part in found] == [[0.5] * 4] * 2
     assert [part.anchor for part in found] == [pytest.approx((0.002,) * 4)] * 2
@@ -82,7 +79,7 @@ def test_short_calls_are_repeated_within_a_turn(clock: Clock) -> None:
     def run() -> None:
         clock.now += 0.0039
 
-    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=2, progress=quiet)
+    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=2, progress=SILENT)
     assert [len(calls) for calls in found.rounds] == [5, 5]
 
 
@@ -92,7 +89,7 @@ def test_warm_up_goes_on_until_stable(clock: Clock) -> None:
     def run() -> None:
         clock.now += next(durations, 1)
 
-    (found,) = measure_pass([[case("a", run)]], seconds=1000, rounds=1, progress=quiet)
+    (found,) = measure_pass([[case("a", run)]], seconds=1000, rounds=1, progress=SILENT)
     assert found.stable
     assert found.warm_up_turns > 10
     assert found.medians == pytest.approx([1] * len(found.medians))
@@ -104,7 +101,7 @@ def test_what_never_becomes_stable_is_said_so(clock: Clock) -> None:
     def run() -> None:
         clock.now += 1.2 ** next(calls)
 
-    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=1, progress=quiet)
+    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=1, progress=SILENT)
     assert not found.stable
     assert found.warm_up_turns == 2 * WINDOW_TURNS
     report = latency_report(made_up_run(made_up_case(1, stable=False)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import hat_export
+from hat_export.base.progress import SILENT
 from hat_export.benchmark.load import scenarios
 from hat_export.benchmark.load.batching import Batcher, Request
 from hat_export.benchmark.load.report import load_report
@@ -130,7 +131,7 @@ LOAD = Load(0.1, 20.0, 4, 0.0, 2000.0, 1.0)
 def test_loadgen_runs_the_four_scenarios(tmp_path: Path) -> None:
     pytest.importorskip("mlperf_loadgen", reason="LoadGen isn't installed")
     work = Work("nothing", "nothing at all", 8, lambda batch: sum(range(1000)))
-    outcomes = run_scenarios(work, SCENARIOS, LOAD, tmp_path, lambda _: None)
+    outcomes = run_scenarios(work, SCENARIOS, LOAD, tmp_path, SILENT)
     assert [outcome.summary.scenario for outcome in outcomes] == list(SCENARIOS)
     for outcome in outcomes:
         assert (outcome.folder / SUMMARY).is_file()
@@ -160,7 +161,7 @@ def test_the_rate_of_server_is_lowered_until_it_holds(
     stale = tmp_path / "nothing-Server-not-held-9"
     stale.mkdir()
     holds = 2  # the third does
-    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, lambda _: None)
+    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, SILENT)
     assert outcome.summary.valid
     assert len(rates) == 3
     assert rates[2] == outcome.settings["server_target_qps"] == pytest.approx(0.49 * rates[0])
@@ -172,11 +173,11 @@ def test_the_rate_of_server_is_lowered_until_it_holds(
     assert not stale.exists()
     rates.clear()
     holds = 99  # no rate does: said, after some tries
-    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, lambda _: None)
+    (outcome,) = run_scenarios(work, ("Server",), free, tmp_path, SILENT)
     assert not outcome.summary.valid
     assert len(rates) == scenarios.SERVER_TRIES
     rates.clear()
-    run_scenarios(work, ("Server",), LOAD, tmp_path, lambda _: None)
+    run_scenarios(work, ("Server",), LOAD, tmp_path, SILENT)
     assert rates == [LOAD.server_qps]  # a wish is a wish
 
 
@@ -190,7 +191,7 @@ def test_a_failing_model_ends_the_test_with_its_error(tmp_path: Path) -> None:
 
     work = Work("failing", "", 8, answer)
     with pytest.raises(InputError, match="broken"):
-        run_scenarios(work, ("SingleStream",), LOAD, tmp_path, lambda _: None)
+        run_scenarios(work, ("SingleStream",), LOAD, tmp_path, SILENT)
 
 
 def test_works_answer_batches(tiny_bundle: Path) -> None:
