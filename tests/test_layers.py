@@ -69,6 +69,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "hat_export.runtime.backends.onnxruntime_profiler",
         "hat_export.parity.localize",
     ),
+    "jinja2": (),
     "mlperf_loadgen": (),
     "openvino": (),
     "pyarrow": (),

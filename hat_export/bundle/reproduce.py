@@ -10,6 +10,7 @@ from pathlib import Path
 from hat_export.base.files import sha256_of, write_text
 from hat_export.base.machine import package_versions
 from hat_export.bundle.bundle import MANIFEST, is_bundle
+from hat_export.report.pages import render
 
 #: Name of the script.
 SCRIPT = "reproduce.sh"
@@ -32,26 +33,19 @@ def reproduction(
     Returns:
         A bash script: checks that the inputs are the same, names what else differs, runs.
     """
-    checks = []
-    for role, path in inputs.items():
-        checks += [
-            f"check {shlex.quote(str(file))} {sha256_of(file)}  # {role}" for file in _files(path)
-        ]
-    lines = "\n".join(f"#   {name} {version}" for name, version in versions.items())
-    return f"""#!/usr/bin/env bash
-# Runs the comparison of this report again. Made with Python {sys.version.split()[0]} and
-{lines}
-set -euo pipefail
-cd {shlex.quote(str(folder))}
-
-check() {{ # FILE SHA256
-  [ "$(sha256sum < "$1" | cut -d' ' -f1)" = "$2" ] ||
-    {{ echo "error: $1 is not the file of the report" >&2; exit 1; }}
-}}
-{chr(10).join(checks)}
-
-exec {shlex.join(command)} "$@"
-"""
+    checks = [
+        (role, shlex.quote(str(file)), sha256_of(file))
+        for role, path in inputs.items()
+        for file in _files(path)
+    ]
+    return render(
+        "reproduce.sh.jinja",
+        python=sys.version.split()[0],
+        versions=versions,
+        folder=shlex.quote(str(folder)),
+        checks=checks,
+        command=shlex.join(command),
+    )
 
 
 def _files(path: Path) -> list[Path]:
