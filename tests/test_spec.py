@@ -27,6 +27,14 @@ def test_official_sizes() -> None:
     assert OFFICIAL.level_widths == (256, 512, 1024)
 
 
+def test_official_values() -> None:
+    """What the tensors of a checkpoint don't tell: as published (arXiv 2308.04343)."""
+    assert (OFFICIAL.softmax_lambda, OFFICIAL.direction) == (9.0, "i2t")
+    assert OFFICIAL.text_level_layers == (3, 9, 11)
+    assert (OFFICIAL.resize_size, OFFICIAL.max_words, OFFICIAL.text_heads) == (256, 32, 12)
+    assert OFFICIAL.image_heads == (4, 8, 16, 32)
+
+
 def test_tiny_sizes() -> None:
     assert TINY.level_regions == (64, 16, 4)
     assert TINY.level_widths == (64, 128, 256)

@@ -37,7 +37,7 @@ from hat_export.quantize.smoothing import smooth
 from hat_export.quantize.weights import block_size, blockwise, per_channel, unblocked
 from hat_export.runtime.backends.onnxruntime_backend import check_cpu, session_options
 from hat_export.runtime.backends.opening import open_bundle
-from hat_export.runtime.self_test import noise_pixels
+from hat_export.runtime.self_test import noise_captions, noise_pixels
 
 CPU = ("cpu-vnni", "cpu-avx2", "arm64")
 
@@ -182,6 +182,30 @@ def test_ranges_hold_zero_and_nan_is_refused() -> None:
 
 
 # Graphs
+
+
+def test_padding_is_not_calibrated_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Captions in one batch, padded to the longest, give what each gives by itself."""
+    source = Bundle.read(tiny_bundle)
+    path = source.graph_path("text")
+    layers = find_layers(load_products(path))
+    ids, mask = noise_captions(source.manifest.spec, 5, 12, seed=3)
+    batches = {
+        "together": [{"input_ids": ids, "attention_mask": mask}],
+        "alone": [
+            {"input_ids": row[None, :length], "attention_mask": np.ones((1, length), np.int64)}
+            for row, length in zip(ids, mask.sum(1), strict=True)
+        ],
+    }
+    found = {}
+    for name, feeds in batches.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        found[name], _, _ = observe(load_products(path), folder, layers, feeds, 1)
+    for layer, together in found["together"].items():
+        alone = found["alone"][layer]
+        assert together.counts.sum() == alone.counts.sum()
+        np.testing.assert_allclose(together.largest, alone.largest, rtol=1e-4)
 
 
 def test_every_product_and_the_table_are_found(quantizer: Quantizer, packed_bundle: Path) -> None:
