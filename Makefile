@@ -43,7 +43,7 @@ demo: $(VENV)/.installed  ## Export and quantize the small model, check its reca
 	$(BIN)/hat-bench parity $(DEMO_MODEL) $(DEMO_OUT)/bundle --data $(DEMO_DATA) \
 		--report $(DEMO_OUT)/parity.html --report $(DEMO_OUT)/parity.json
 	$(BIN)/hat-export quantize $(DEMO_OUT)/bundle $(DEMO_OUT)/int8 --mode int8-weights --compensate \
-		--calibration $(DEMO_DATA) --calibration-images 64 --overwrite
+		--calibration $(DEMO_DATA) --calibration-image-count 64 --overwrite
 	$(BIN)/hat-bench parity $(DEMO_OUT)/bundle $(DEMO_OUT)/int8 --data $(DEMO_DATA) \
 		--max-drop rsum=2 --report $(DEMO_OUT)/parity-int8.html
 	$(BIN)/hat-bench latency $(DEMO_MODEL) $(DEMO_OUT)/bundle \

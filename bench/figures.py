@@ -233,7 +233,7 @@ def peers(bench: Bench) -> Rows:
 def scoring(bench: Bench) -> Rows:
     """The scoring kernel at Flickr30K's sizes beside a bare product and the published formula."""
     path = bench.report("scoring")
-    sizes = ("--rounds", 2) if bench.quick else ("--images", 64, "--formula-captions", 4)
+    sizes = ("--rounds", 2) if bench.quick else ("--image-count", 64, "--formula-caption-count", 4)
     bench.run("hat-bench", "scoring", *sizes, "--report", path, "--quiet")
     rows: Rows = bench.written(path)["data"]["levels"]
     return rows
@@ -384,7 +384,7 @@ def serving(bench: Bench) -> Rows:
 
 def quantization(bench: Bench) -> Rows:
     """Quantized encoders of the demo model beside the stock tools: size, latency, recall."""
-    few = ("--images", 16, "--only", "int8-dynamic") if bench.quick else ()
+    few = ("--image-count", 16, "--only", "int8-dynamic") if bench.quick else ()
     return _quantization(bench, "quantization", DEMO, "--data", DATA, *few)
 
 
@@ -394,7 +394,7 @@ def quantization_official(bench: Bench) -> Rows:
     points = few or ("--points", "image:1", "text:1", "text:32", "--rounds", 6)
     return _quantization(
         *(bench, "quantization_official", bench.checkpoint()),
-        *("--calibration", DATA, "--images", 16, "--official", *points),
+        *("--calibration", DATA, "--image-count", 16, "--official", *points),
     )
 
 

@@ -121,7 +121,7 @@ def compared(whole: Path, hurt: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--image-count", type=int, default=100_000)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
@@ -132,8 +132,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     images = arguments.work / "images.zip"
     if not images.exists():
-        write_images(images, arguments.images, arguments.side)
-    results: dict[str, object] = {"images": arguments.images, "environment": environment()}
+        write_images(images, arguments.image_count, arguments.side)
+    results: dict[str, object] = {"images": arguments.image_count, "environment": environment()}
     options = ("--threads", arguments.threads, "--quiet")
     whole = arguments.work / "whole.hatidx"
     whole.unlink(missing_ok=True)

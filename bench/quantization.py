@@ -4,7 +4,7 @@
 
     python bench/quantization.py demo/hat-tiny-emojicap --data demo/emojicap --out runs/quantization
     python bench/quantization.py runs/bench/hat-stand-in.ckpt --calibration demo/emojicap \
-        --official --images 16 --out runs/quantization-official
+        --official --image-count 16 --out runs/quantization-official
 
 Peers: onnxruntime.quantization's quantize_dynamic and quantize_static on the standard graphs (with
 their preprocessing where it works), and NNCF on OpenVINO where both are installed. Everything is
@@ -126,12 +126,12 @@ def make(arguments: argparse.Namespace, variant: Variant) -> None:
         from hat_export.cli.export import app
 
         line = ["quantize", source, target, *variant.options, "--overwrite", "--no-preflight"]
-        line += ["--calibration", data, "--calibration-images", arguments.images]
+        line += ["--calibration", data, "--calibration-image-count", arguments.image_count]
         line += ["--threads", arguments.threads, "--quiet"]
         app([str(part) for part in line], standalone_mode=False)
     elif variant.peer is not None:
         bundle = Bundle.read(source, verify=False)
-        dataset = read_karpathy(data, "val").limit(arguments.images)
+        dataset = read_karpathy(data, "val").limit(arguments.image_count)
         tokenizer = CaptionTokenizer.from_file(
             bundle.file(TOKENIZER), bundle.manifest.spec.max_words
         )
@@ -403,7 +403,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of files and results")
     parser.add_argument("--data", type=Path, help="dataset whose split test recall is measured on")
     parser.add_argument("--calibration", type=Path, help="dataset; default: that of --data")
-    parser.add_argument("--images", type=int, default=256, help="images to calibrate on")
+    parser.add_argument("--image-count", type=int, default=256, help="images to calibrate on")
     parser.add_argument("--threads", type=int, default=default_threads())
     points = ["image:1", "image:8", "text:1", "text:32"]
     parser.add_argument("--points", nargs="+", default=points, help="image:BATCH or text:BATCH")

@@ -38,8 +38,8 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--dtype", default="fp16", choices=tuple(TOLERANCE))
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--captions", type=int, default=320)
+    parser.add_argument("--image-count", type=int, default=64)
+    parser.add_argument("--caption-count", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
 
@@ -85,7 +85,7 @@ def main() -> None:
     del square, large, target
 
     generator = torch.Generator("cuda").manual_seed(SEED)
-    images, captions = arguments.images, arguments.captions
+    images, captions = arguments.image_count, arguments.caption_count
     # As Flickr30K's, [CLS] and [SEP] counted.
     lengths = torch.randint(8, 18, (captions,), generator=generator, device="cuda")
     longest = int(lengths.max())

@@ -390,7 +390,7 @@ def writers_of_all(place: Place) -> list[Writer]:
 
     out = folder / "trt" / "engines"
     engines = folder / "engine-cache"
-    build = ("--fp32", "--sm", 80, "--runtime", "tensorrt-rtx", "--cache", engines)
+    build = ("--precision", "fp32", "--sm", 80, "--runtime", "tensorrt-rtx", "--cache", engines)
     found["trt"] = replace(
         _bundle_writer("trt", candidate, out, "trt", bundle, out, *build, "--overwrite", *threads),
         folders=(out.parent, engines),

@@ -31,7 +31,8 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "quantize, dynamic": ("quantize", "onnx", "--mode", "int8-dynamic", "--no-preflight"),
     "quantize, compensated": (
         *("quantize", "onnx --target onnxruntime", "--mode", "int8-weights", "--no-preflight"),
-        *("--compensate", "--smooth", "--calibration", str(DATA), "--calibration-images", "32"),
+        *("--compensate", "--smooth", "--calibration", str(DATA)),
+        *("--calibration-image-count", "32"),
     ),
 }
 

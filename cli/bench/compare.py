@@ -8,15 +8,22 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import ReportOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import Panel, ReportOption, own_option
 
 
-def compare(
+def compare_command(
     old: Annotated[Path, typer.Argument(help="JSON report of the version before.")],
     new: Annotated[Path, typer.Argument(help="JSON report of the version after.")],
     margin: Annotated[
         float,
-        typer.Option(min=0, max=100, help="Latency: change in percent that is of no interest."),
+        own_option(
+            "--margin",
+            Panel.data,
+            "Latency: change in percent that is of no interest.",
+            least=0,
+            most=100,
+        ),
     ] = 2.0,
     report: ReportOption = None,
 ) -> None:
@@ -28,3 +35,13 @@ def compare(
     common.deliver(result, report)
     if result.passed is False:
         raise typer.Exit(1)
+
+
+COMMAND = Command(
+    "compare",
+    compare_command,
+    examples=(
+        "hat-bench compare old.json new.json",
+        "hat-bench compare old.json new.json --margin 5 --report change.html",
+    ),
+)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
     SpecOption,
     VocabularyOption,
+    option,
+    own_option,
 )
 
 if TYPE_CHECKING:
@@ -24,50 +28,78 @@ if TYPE_CHECKING:
     from hat_export.spec import ModelSpec
 
 
-def latency(
+def latency_command(
     targets: Annotated[
         list[Path], typer.Argument(help="Checkpoints (PyTorch) and bundles, the baseline first.")
     ],
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(help="What runs bundles; may be repeated [onnxruntime].", show_default=False),
-    ] = None,
-    image_batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Images per call; may be repeated [1, 8].")
-    ] = None,
-    text_batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Captions per call; may be repeated [1, 32].")
-    ] = None,
-    words: Annotated[int, typer.Option(min=2, help="Word pieces per caption.")] = 16,
-    score_size: Annotated[
-        list[str] | None,
-        typer.Option(help="IMAGESxCAPTIONS per call; may be repeated [8x32]."),
-    ] = None,
-    gallery: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Images that a caption is ranked against; may be repeated [50]."),
-    ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Threads; may be repeated; default: one per core."),
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time per case, after warm-up.")] = 2.0,
-    calls: Annotated[int, typer.Option(min=1, help="Fewest turns per case.")] = 10,
-    passes: Annotated[
-        int, typer.Option(min=1, help="How often every target is opened and timed anew.")
-    ] = 3,
-    cold_starts: Annotated[
-        int, typer.Option(min=0, help="Processes started per target for the cold start.")
-    ] = 2,
-    bound: Annotated[bool, typer.Option(help="Measure what the machine can reach at best.")] = True,
-    parity: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON parity report, for recall over latency; may be repeated."),
-    ] = None,
     spec: SpecOption = None,
     vocabulary: VocabularyOption = None,
+    backend: Annotated[
+        list[str] | None,
+        option("--backend", "; may be repeated [onnxruntime]", show_default=False),
+    ] = None,
+    image_batch: Annotated[
+        list[int] | None,
+        own_option(
+            "--image-batch", Panel.data, "Images per call; may be repeated [1, 8].", least=1
+        ),
+    ] = None,
+    text_batch: Annotated[
+        list[int] | None,
+        own_option(
+            "--text-batch", Panel.data, "Captions per call; may be repeated [1, 32].", least=1
+        ),
+    ] = None,
+    words: Annotated[int, option("--words", least=2)] = 16,
+    score_size: Annotated[
+        list[str] | None,
+        own_option("--score-size", Panel.data, "IMAGESxCAPTIONS per call; may be repeated [8x32]."),
+    ] = None,
+    gallery: Annotated[
+        list[int] | None, option("--gallery", "; may be repeated [50]", least=1)
+    ] = None,
+    parity: Annotated[
+        list[Path] | None,
+        own_option(
+            "--parity",
+            Panel.data,
+            "JSON parity report, for recall over latency; may be repeated.",
+        ),
+    ] = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    threads: Annotated[
+        list[int] | None,
+        option("--threads", "; may be repeated; default: one per core", least=1),
+    ] = None,
+    seconds: Annotated[float, option("--seconds", ", after warm-up", least=0)] = 2.0,
+    calls: Annotated[
+        int, own_option("--calls", Panel.performance, "Fewest turns per case.", least=1)
+    ] = 10,
+    passes: Annotated[
+        int,
+        own_option(
+            "--passes",
+            Panel.performance,
+            "How often every target is opened and timed anew.",
+            least=1,
+        ),
+    ] = 3,
+    cold_starts: Annotated[
+        int,
+        own_option(
+            "--cold-starts",
+            Panel.performance,
+            "Processes started per target for the cold start.",
+            least=0,
+        ),
+    ] = 2,
+    bound: Annotated[
+        bool,
+        own_option(
+            "--bound/--no-bound", Panel.performance, "Measure what the machine can reach at best."
+        ),
+    ] = True,
     require_signature: SignatureOption = None,
 ) -> None:
     """Time preprocessing, encoders, scoring and search of several targets in turn, in one run."""
@@ -153,3 +185,13 @@ def _open(target: Target, threads: int, spec: ModelSpec | None, vocabulary: Path
     from hat_export.runtime.backends.opening import open_target
 
     return open_target(target.path, target.backend, threads, spec, vocabulary)
+
+
+COMMAND = Command(
+    "latency",
+    latency_command,
+    examples=(
+        "hat-bench latency hat.ckpt bundle/ --report latency.html",
+        "hat-bench latency bundle/ --image-batch 1 --image-batch 16 --threads 1",
+    ),
+)

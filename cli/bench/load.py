@@ -8,57 +8,85 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
     BackendOption,
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
+    option,
+    own_option,
 )
 
 
-def load(
+def load_command(
     target: Annotated[Path, typer.Argument(help="Bundle, or checkpoint (PyTorch).")],
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    backend: BackendOption = "onnxruntime",
     work: Annotated[
         list[str] | None,
-        typer.Option(help="images, texts or search; may be repeated; default: all."),
+        own_option("--work", Panel.data, "images, texts or search; may be repeated; default: all."),
     ] = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(
-            help="SingleStream, MultiStream, Offline or Server; may be repeated; default: all."
+        own_option(
+            "--scenario",
+            Panel.data,
+            "SingleStream, MultiStream, Offline or Server; may be repeated; default: all.",
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Least duration of a scenario.")] = 5.0,
+    gallery: Annotated[int, option("--gallery", least=1)] = 50,
+    logs: Annotated[
+        Path, own_option("--logs", Panel.output, "Folder that gets LoadGen's own files.")
+    ] = Path("runs/load"),
+    report: ReportOption = None,
+    quiet: QuietOption = False,
+    threads: ThreadsOption = None,
+    seconds: Annotated[float, option("--seconds", ": a scenario's duration", least=0.1)] = 5.0,
     most_seconds: Annotated[
-        float, typer.Option(min=1, help="When a scenario is ended, even if it is not valid yet.")
+        float,
+        own_option(
+            "--most-seconds",
+            Panel.performance,
+            "When a scenario is ended, even if it is not valid yet.",
+            least=1,
+        ),
     ] = 60.0,
-    gallery: Annotated[int, typer.Option(min=1, help="Images that are searched.")] = 50,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most requests answered together.")] = 8,
+    max_batch: Annotated[
+        int, option("--max-batch", ": requests that are answered together", least=1)
+    ] = 8,
     batch_delay: Annotated[
-        float, typer.Option(min=0, help="Milliseconds that an incomplete batch waits.")
+        float,
+        own_option(
+            "--batch-delay",
+            Panel.performance,
+            "Milliseconds that an incomplete batch waits.",
+            least=0,
+        ),
     ] = 0.0,
     server_qps: Annotated[
         float | None,
-        typer.Option(
-            min=0.001, help="Server: queries/s [half of Offline's, less until they hold]."
+        own_option(
+            "--server-qps",
+            Panel.advanced,
+            "Server: queries/s [half of Offline's, less until they hold].",
+            least=0.001,
         ),
     ] = None,
     server_latency: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Server: milliseconds for 99 % [5 x SingleStream's]."),
+        own_option(
+            "--server-latency",
+            Panel.advanced,
+            "Server: milliseconds for 99 % [5 x SingleStream's].",
+            least=0.001,
+        ),
     ] = None,
-    logs: Annotated[Path, typer.Option(help="Folder that gets LoadGen's own files.")] = Path(
-        "runs/load"
-    ),
-    backend: BackendOption = "onnxruntime",
-    threads: ThreadsOption = None,
-    spec: SpecOption = None,
-    vocabulary: VocabularyOption = None,
-    report: ReportOption = None,
-    quiet: QuietOption = False,
     require_signature: SignatureOption = None,
 ) -> None:
     """Run MLPerf LoadGen's scenarios; exit status 1 if LoadGen calls one of them invalid."""
@@ -113,3 +141,13 @@ def _chosen(option: str, wanted: list[str] | None, known: tuple[str, ...]) -> tu
         if name not in known:
             raise InputError(f"{option} {name}: expected one of {', '.join(known)}")
     return tuple(wanted or known)
+
+
+COMMAND = Command(
+    "load",
+    load_command,
+    examples=(
+        "hat-bench load bundle/",
+        "hat-bench load bundle/ --work search --scenario Server --server-qps 200",
+    ),
+)

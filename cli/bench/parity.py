@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
     AddressOption,
     BackendOption,
@@ -17,6 +18,7 @@ from hat_export.cli.options import (
     EngineOption,
     ImagesOption,
     LimitOption,
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
@@ -24,78 +26,100 @@ from hat_export.cli.options import (
     ThreadsOption,
     VocabularyOption,
     WorkersOption,
+    option,
+    own_option,
 )
 
 #: Exit status where the budget could not be judged.
 UNDECIDED = 2
 
 
-def parity(
+def parity_command(
     reference: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
     candidate: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
     data: DataOption,
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    backend: BackendOption = "onnxruntime",
     images: ImagesOption = None,
-    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
-    captions: Annotated[
-        int, typer.Option(min=1, help="Captions per image; the official protocol takes 5.")
-    ] = 5,
+    split: Annotated[str, option("--split")] = "test",
     limit: LimitOption = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Show the mean over so many folds too; default: 5 for COCO's 5,000 images."
-        ),
-    ] = None,
-    max_drop: Annotated[
-        str, typer.Option(help="Budget in points, e.g. r1=0.2,rsum=0.5 or i2t_r1=0.1.")
-    ] = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5",
+    max_drop: Annotated[str, option("--max-drop")] = "r1=0.2,r5=0.2,r10=0.2,rsum=0.5",
+    report: ReportOption = None,
+    quiet: QuietOption = False,
+    threads: ThreadsOption = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Fail unless the interval's worst end keeps the budget."),
+        own_option(
+            "--strict", Panel.advanced, "Fail unless the interval's worst end keeps the budget."
+        ),
     ] = False,
     attribution: Annotated[
         bool | None,
-        typer.Option(
+        own_option(
             "--attribution/--no-attribution",
-            help="Swap components to name the one that lost recall; default: if a rank changed "
-            "beyond ties.",
+            Panel.advanced,
+            "Swap components to name the one that lost recall; default: if a rank changed beyond "
+            "ties.",
             show_default=False,
         ),
     ] = None,
     localize: Annotated[
         bool,
-        typer.Option(
-            "--localize", help="Compare the graphs layer by layer and name the first that is wrong."
+        own_option(
+            "--localize",
+            Panel.advanced,
+            "Compare the graphs layer by layer and name the first that is wrong.",
         ),
     ] = False,
+    captions_per_image: Annotated[
+        int,
+        own_option(
+            "--captions-per-image",
+            Panel.advanced,
+            "Captions of an image that are used; the official protocol takes 5.",
+            least=1,
+        ),
+    ] = 5,
+    folds: Annotated[
+        int | None,
+        own_option(
+            "--folds",
+            Panel.advanced,
+            "Show the mean over so many folds too; default: 5 for COCO's 5,000 images.",
+            least=2,
+        ),
+    ] = None,
+    shown_queries: Annotated[
+        int,
+        own_option(
+            "--shown-queries",
+            Panel.advanced,
+            "Changed queries shown with pictures in the HTML report.",
+            least=0,
+        ),
+    ] = 20,
+    reference_backend: Annotated[
+        str | None,
+        own_option(
+            "--reference-backend",
+            Panel.advanced,
+            "What runs the reference if it is a bundle; default: as --backend.",
+        ),
+    ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Where features and scores are kept for the next run; default: "
-            "~/.cache/hat-export, or $HAT_EXPORT_CACHE.",
+        option(
+            "--cache",
+            ": features and scores; default: ~/.cache/hat-export, or $HAT_EXPORT_CACHE",
             show_default=False,
         ),
     ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep nothing: an interrupted run starts anew.")
-    ] = False,
-    gallery: Annotated[
-        int, typer.Option(min=0, help="Changed queries shown with pictures in the HTML report.")
-    ] = 20,
-    batch: Annotated[int, typer.Option(min=1, help="Images or captions at a time.")] = 50,
-    backend: BackendOption = "onnxruntime",
-    reference_backend: Annotated[
-        str | None,
-        typer.Option(help="What runs the reference if it is a bundle; default: as --backend."),
-    ] = None,
-    threads: ThreadsOption = None,
+    no_cache: Annotated[bool, option("--no-cache", ": an interrupted one starts anew")] = False,
+    batch: Annotated[int, option("--batch", least=1)] = 50,
     engine: EngineOption = Engine.local,
     workers: WorkersOption = 2,
     address: AddressOption = None,
-    spec: SpecOption = None,
-    vocabulary: VocabularyOption = None,
-    report: ReportOption = None,
-    quiet: QuietOption = False,
     require_signature: SignatureOption = None,
 ) -> None:
     """Gate a model on recall@K: exit status 0 passed, 1 failed, 2 could not judge.
@@ -120,12 +144,12 @@ def parity(
         batch=batch,
         attribution=attribution,
         localize=localize,
-        gallery=gallery,
+        gallery=shown_queries,
         threads=threads,
         ray=common.ray_workers(engine, workers, threads, address),
     )
     common.check_report_paths(report)
-    dataset = read_dataset(data, split, images or ()).take(captions).limit(limit)
+    dataset = read_dataset(data, split, images or ()).take(captions_per_image).limit(limit)
     architecture = common.read_spec(spec)
     progress = common.progress(quiet)
     first, second = (
@@ -144,3 +168,14 @@ def parity(
     status = {Verdict.passed: 0, Verdict.failed: 1, Verdict.undecided: UNDECIDED}
     if not outcome.passed:
         raise typer.Exit(status[outcome.verdict])
+
+
+COMMAND = Command(
+    "parity",
+    parity_command,
+    examples=(
+        "hat-bench parity hat.ckpt bundle/ --data karpathy.json --images flickr30k/",
+        "hat-bench parity bundle/ int8/ --data coco/ --max-drop rsum=2 --report p.html",
+    ),
+    renamed={"--captions": "--captions-per-image", "--gallery": "--shown-queries"},
+)

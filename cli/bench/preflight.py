@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
 
 
-def preflight(
+def preflight_command(
     bundle: Annotated[Path, typer.Argument(help="float32 bundle, from `hat-export onnx`.")],
     report: ReportOption = None,
     threads: ThreadsOption = None,
@@ -38,3 +39,10 @@ def preflight(
     packed = source.manifest.attention_form == PACKED_ATTENTION
     found = measure(layers, spec, target, target.schemes, threads, packed, progress)
     common.deliver(preflight_report(found, spec, threads), report)
+
+
+COMMAND = Command(
+    "preflight",
+    preflight_command,
+    examples=("hat-bench preflight bundle-cpu/ --threads 4 --report preflight.html",),
+)

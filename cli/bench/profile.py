@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, SignatureOption, ThreadsOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import (
+    Panel,
+    QuietOption,
+    ReportOption,
+    SignatureOption,
+    ThreadsOption,
+    option,
+    own_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +26,12 @@ if TYPE_CHECKING:
 WARM_UP = 5
 
 
-def profile(
+def profile_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle.")],
-    images: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
-    captions: Annotated[int, typer.Option(min=1, help="Captions per call.")] = 1,
-    words: Annotated[int, typer.Option(min=2, help="Word pieces per caption.")] = 16,
-    runs: Annotated[int, typer.Option(min=1, help="Counted calls.")] = 20,
+    image_count: Annotated[int, option("--image-count", " per call", least=1)] = 1,
+    caption_count: Annotated[int, option("--caption-count", " per call", least=1)] = 1,
+    words: Annotated[int, option("--words", least=2)] = 16,
+    runs: Annotated[int, own_option("--runs", Panel.performance, "Counted calls.", least=1)] = 20,
     threads: ThreadsOption = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
@@ -45,8 +54,8 @@ def profile(
     count = threads or default_threads()
 
     def calls(session: Any) -> dict[str, Callable[[], object]]:
-        pixels = noise_pixels(session.spec, images, seed=1)
-        ids, mask = whole_captions(session.spec, captions, words)
+        pixels = noise_pixels(session.spec, image_count, seed=1)
+        ids, mask = whole_captions(session.spec, caption_count, words)
         return {
             "image": lambda: session.encode_images(pixels),
             "text": lambda: session.encode_texts(ids, mask),
@@ -64,7 +73,7 @@ def profile(
                 for _ in range(WARM_UP + runs):
                     call()
             paths = profiled.finish()
-        sizes = {"image": f"{images}", "text": f"{captions} x {words}"}
+        sizes = {"image": f"{image_count}", "text": f"{caption_count} x {words}"}
         profiles = [
             Profile(
                 name,
@@ -89,3 +98,14 @@ def _median(call: Callable[[], object], runs: int) -> float:
         call()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[WARM_UP:])
+
+
+COMMAND = Command(
+    "profile",
+    profile_command,
+    examples=(
+        "hat-bench profile bundle/ --report profile.html",
+        "hat-bench profile bundle/ --image-count 8 --caption-count 32 --threads 1",
+    ),
+    renamed={"--images": "--image-count", "--captions": "--caption-count"},
+)

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import ReportOption
 
 
-def report(
+def report_command(
     reports: Annotated[
         list[Path],
         typer.Argument(help="JSON reports: latency runs, and parity for recall over latency."),
@@ -23,3 +24,10 @@ def report(
 
     common.check_report_paths(report)
     common.deliver(merged_report(reports), report)
+
+
+COMMAND = Command(
+    "report",
+    report_command,
+    examples=("hat-bench report old.json new.json parity.json --report all.html",),
+)

@@ -5,10 +5,17 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-import typer
-
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, ReportOption, SpecOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import (
+    Panel,
+    QuietOption,
+    ReportOption,
+    SpecOption,
+    ThreadsOption,
+    option,
+    own_option,
+)
 
 
 class Direction(StrEnum):
@@ -28,23 +35,37 @@ class KernelChoice(StrEnum):
     neon = "neon"
 
 
-def scoring(
+def scoring_command(
     spec: SpecOption = None,
     direction: Annotated[
-        Direction | None, typer.Option(help="Score direction; default: the spec's.")
+        Direction | None,
+        own_option("--direction", Panel.model, "Score direction; default: the spec's."),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
-    captions: Annotated[int, typer.Option(min=1, help="Captions per call.")] = 320,
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each competitor.")] = 7,
-    formula_captions: Annotated[
-        int, typer.Option(min=1, help="Captions that the published formula scores a call.")
+    image_count: Annotated[int, option("--image-count", " per call", least=1)] = 16,
+    caption_count: Annotated[int, option("--caption-count", " per call", least=1)] = 320,
+    formula_caption_count: Annotated[
+        int,
+        own_option(
+            "--formula-caption-count",
+            Panel.data,
+            "Captions that the published formula scores a call.",
+            least=1,
+        ),
     ] = 8,
-    path: Annotated[
-        KernelChoice, typer.Option(help="Instruction set of the kernel; auto: the best there is.")
-    ] = KernelChoice.auto,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     report: ReportOption = None,
     quiet: QuietOption = False,
+    threads: ThreadsOption = None,
+    rounds: Annotated[
+        int, own_option("--rounds", Panel.performance, "Calls of each competitor.", least=1)
+    ] = 7,
+    path: Annotated[
+        KernelChoice,
+        own_option(
+            "--path",
+            Panel.advanced,
+            "Instruction set of the kernel; auto: the best there is.",
+        ),
+    ] = KernelChoice.auto,
 ) -> None:
     """Time the scoring kernel beside a bare matrix product and the published formula."""
     import importlib.util
@@ -73,10 +94,27 @@ def scoring(
     with_torch = importlib.util.find_spec("torch") is not None
     times = []
     for level in range(1, LEVELS + 1):
-        workload = make_workload(architecture, level, images, captions, random)
+        workload = make_workload(architecture, level, image_count, caption_count, random)
         times.append(
-            time_level(architecture, workload, count, chosen, rounds, formula_captions, with_torch)
+            time_level(
+                architecture, workload, count, chosen, rounds, formula_caption_count, with_torch
+            )
         )
         progress.count("levels timed", level, LEVELS)
     result = scoring_report(times, architecture, chosen, count, environment())
     common.deliver(result, report)
+
+
+COMMAND = Command(
+    "scoring",
+    scoring_command,
+    examples=(
+        "hat-bench scoring",
+        "hat-bench scoring --image-count 64 --caption-count 320 --threads 1 --path avx2",
+    ),
+    renamed={
+        "--images": "--image-count",
+        "--captions": "--caption-count",
+        "--formula-captions": "--formula-caption-count",
+    },
+)

@@ -8,45 +8,62 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
     BackendOption,
     DataOption,
     ImagesOption,
     LimitOption,
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
+    option,
+    own_option,
 )
 
 
-def search(
+def search_command(
     target: Annotated[Path, typer.Argument(help="Checkpoint (PyTorch) or bundle.")],
     data: DataOption,
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    backend: BackendOption = "onnxruntime",
     images: ImagesOption = None,
-    split: Annotated[str, typer.Option(help="Split that is searched.")] = "test",
-    calibration_split: Annotated[
-        str, typer.Option(help="Split that chooses the number of candidates.")
+    split: Annotated[str, option("--split", ": it is searched")] = "test",
+    tuning_split: Annotated[
+        str,
+        own_option("--tuning-split", Panel.data, "Split that chooses the number of candidates."),
     ] = "val",
+    limit: LimitOption = None,
+    queries: Annotated[
+        int, own_option("--queries", Panel.data, "Captions to time.", least=1)
+    ] = 200,
     recall_target: Annotated[
-        float, typer.Option(min=0, help="Points of recall@K that may be lost, at most.")
+        float,
+        own_option(
+            "--recall-target",
+            Panel.output,
+            "Points of recall@K that may be lost, at most.",
+            least=0,
+        ),
     ] = 0.1,
     candidates: Annotated[
         list[str] | None,
-        typer.Option(help="How candidates are found: pooled, level3; default: both."),
+        own_option(
+            "--candidates",
+            Panel.output,
+            "How candidates are found: pooled, level3; default: both.",
+        ),
     ] = None,
-    storage: Annotated[str, typer.Option(help="Precision of the index.")] = "float16",
-    queries: Annotated[int, typer.Option(min=1, help="Captions to time.")] = 200,
-    limit: LimitOption = None,
-    backend: BackendOption = "onnxruntime",
-    threads: ThreadsOption = None,
-    spec: SpecOption = None,
-    vocabulary: VocabularyOption = None,
-    require_signature: SignatureOption = None,
+    storage: Annotated[str, option("--storage")] = "float16",
     report: ReportOption = None,
     quiet: QuietOption = False,
+    threads: ThreadsOption = None,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Choose the number of candidates of two-stage search, and show recall and latency."""
     from hat_export.base.atomic import scratch_folder
@@ -61,7 +78,7 @@ def search(
     for kind in kinds:
         candidate_source(kind)
     common.require_signature(require_signature, target)
-    names = (calibration_split, split)
+    names = (tuning_split, split)
     datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
     architecture = common.read_spec(spec)
     progress = common.progress(quiet)
@@ -82,3 +99,14 @@ def search(
         results, recall_target, (datasets[0].name, datasets[1].name), environment()
     )
     common.deliver(result, report)
+
+
+COMMAND = Command(
+    "search",
+    search_command,
+    examples=(
+        "hat-bench search bundle/ --data karpathy.json --images flickr30k/",
+        "hat-bench search bundle/ --data coco/ --recall-target 0.5 --candidates pooled",
+    ),
+    renamed={"--calibration-split": "--tuning-split"},
+)

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
     AddressOption,
     BackendOption,
     Engine,
     EngineOption,
+    Panel,
     QuietOption,
     SignatureOption,
     ThreadsOption,
     WorkersOption,
+    option,
+    own_option,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ class Storage(StrEnum):
     int8 = "int8"
 
 
-def index(
+def index_command(
     bundle: Annotated[Path, typer.Argument(help="The model.")],
     images: Annotated[
         list[Path],
@@ -47,38 +51,51 @@ def index(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The index; images are added if it is there.")],
+    backend: BackendOption = "onnxruntime",
     captions: Annotated[
-        bool, typer.Option("--captions", help="Index captions, to be found by images.")
+        bool,
+        own_option("--captions", Panel.data, "Index captions, to be found by images."),
+    ] = False,
+    skip_known: Annotated[
+        bool,
+        own_option(
+            "--skip-known",
+            Panel.data,
+            "Leave out names that the index has from another source, as after a move, instead of "
+            "refusing them.",
+        ),
     ] = False,
     storage: Annotated[
         Storage | None,
-        typer.Option(
-            help="Precision of a new index; default: float16, captions float32.",
+        option(
+            "--storage",
+            ", where it is new; default: float16, captions float32",
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Encoded together.")] = 32,
-    commit: Annotated[
-        int, typer.Option(min=1, help="Images that are written together, lost by a kill at most.")
-    ] = 128,
     skipped: Annotated[
         Path | None,
-        typer.Option(help="Write names and reasons of skipped images as JSON lines."),
-    ] = None,
-    skip_known: Annotated[
-        bool,
-        typer.Option(
-            "--skip-known",
-            help="Leave out names that the index has from another source, as after a move, instead "
-            "of refusing them.",
+        own_option(
+            "--skipped",
+            Panel.output,
+            "Write names and reasons of skipped images as JSON lines.",
         ),
-    ] = False,
+    ] = None,
+    quiet: QuietOption = False,
+    threads: ThreadsOption = None,
+    batch: Annotated[int, option("--batch", least=1)] = 32,
+    commit: Annotated[
+        int,
+        own_option(
+            "--commit",
+            Panel.advanced,
+            "Images that are written together, lost by a kill at most.",
+            least=1,
+        ),
+    ] = 128,
     engine: EngineOption = Engine.local,
     workers: WorkersOption = 2,
     address: AddressOption = None,
-    backend: BackendOption = "onnxruntime",
-    threads: ThreadsOption = None,
-    quiet: QuietOption = False,
     require_signature: SignatureOption = None,
 ) -> None:
     """Encode images into an index, or add to one; interrupted, the same command goes on.
@@ -162,3 +179,13 @@ def _report_skipped(skipped: Sequence[Skipped], path: Path | None) -> None:
     if len(skipped) > SHOWN_SKIPPED:
         where = path or "name a file for all of them: --skipped FILE"
         print(f"  ... {len(skipped) - SHOWN_SKIPPED} more skipped ({where})", file=sys.stderr)
+
+
+COMMAND = Command(
+    "index",
+    index_command,
+    examples=(
+        "hat-export index bundle/ photos/ photos.hatidx",
+        "hat-export index bundle/ captions.txt captions.hatidx --captions",
+    ),
+)

@@ -8,18 +8,22 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
+from hat_export.cli.options import Panel, own_option
 
 
-def index_delete(
+def index_delete_command(
     index: Annotated[Path, typer.Argument(help="The index.")],
     ids: Annotated[
         list[str] | None, typer.Argument(help="Names of images, or captions, to take out.")
     ] = None,
     listed: Annotated[
-        list[Path] | None, typer.Option("--listed", help="Text files with a name per line.")
+        list[Path] | None,
+        own_option("--listed", Panel.data, "Text files with a name per line."),
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Write the file anew, without what was deleted.")
+        bool,
+        own_option("--compact", Panel.output, "Write the file anew, without what was deleted."),
     ] = False,
 ) -> None:
     """Take images or captions out of an index; all of those named, or none if one isn't there.
@@ -41,3 +45,13 @@ def index_delete(
     size = index.stat().st_size / 1e6
     unused = f", {freed / 1e6:.1f} MB of it unused" if freed else ""
     print(f"{index}: {len(set(names))} deleted; {left}, {size:.1f} MB{unused}")
+
+
+COMMAND = Command(
+    "index-delete",
+    index_delete_command,
+    examples=(
+        "hat-export index-delete photos.hatidx beach.jpg train.jpg",
+        "hat-export index-delete photos.hatidx --listed old.txt --compact",
+    ),
+)

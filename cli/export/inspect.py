@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import SignatureOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import SignatureOption, option
 
 
-def inspect(
+def inspect_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
-    verify: Annotated[bool, typer.Option(help="Check every file's SHA-256.")] = True,
+    as_json: Annotated[bool, option("--json", ": the manifest")] = False,
+    verify: Annotated[bool, option("--verify")] = True,
     require_signature: SignatureOption = None,
 ) -> None:
     """Show what is inside a bundle, after checking that it is intact."""
@@ -29,3 +30,10 @@ def inspect(
         print(json.dumps(opened.manifest.to_json(), indent=1, ensure_ascii=False))
         return
     common.show(bundle_report(opened, verify))
+
+
+COMMAND = Command(
+    "inspect",
+    inspect_command,
+    examples=("hat-export inspect bundle/", "hat-export inspect bundle/ --json"),
+)

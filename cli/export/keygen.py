@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from hat_export.cli.command import Command
 
-def keygen(
+
+def keygen_command(
     key: Annotated[Path, typer.Argument(help="Secret key to write; KEY.pub is the public one.")],
 ) -> None:
     """Make a pair of keys for `hat-export sign`, in minisign's format."""
@@ -17,3 +19,6 @@ def keygen(
     made = make_keys(key)
     print(f"{key}: secret key {made.name}, without a password: keep it where nobody reads it")
     print(f"{public_path(key)}: public key, for --require-signature")
+
+
+COMMAND = Command("keygen", keygen_command, examples=("hat-export keygen release.key",))

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import QuietOption, SpecOption, ThreadsOption, VocabularyOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import (
+    OverwriteOption,
+    Panel,
+    QuietOption,
+    SpecOption,
+    ThreadsOption,
+    VocabularyOption,
+    option,
+    own_option,
+)
 
 
 class Attention(StrEnum):
@@ -26,7 +36,7 @@ class Target(StrEnum):
     onnxruntime = "onnxruntime"
 
 
-class PrecisionName(StrEnum):
+class Precision(StrEnum):
     """What the encoders compute in."""
 
     fp32 = "fp32"
@@ -34,7 +44,7 @@ class PrecisionName(StrEnum):
     bf16 = "bf16"
 
 
-def onnx(
+def onnx_command(
     checkpoint: Annotated[
         Path, typer.Argument(help="Lightning .ckpt, PyTorch state dict, .safetensors, or folder.")
     ],
@@ -43,41 +53,42 @@ def onnx(
     vocabulary: VocabularyOption = None,
     target: Annotated[
         Target,
-        typer.Option(
-            help="Standard ONNX for any runtime, or the operators that are fastest in ONNX Runtime "
-            "on a CPU, among them hat-export's own: those bundles need hat-export to run."
+        option(
+            "--target",
+            ": onnx, standard operators for any runtime, or onnxruntime, the operators that are "
+            "fastest in ONNX Runtime on a CPU, among them hat-export's own: those bundles need "
+            "hat-export to run",
         ),
     ] = Target.onnx,
     attention: Annotated[
         Attention,
-        typer.Option(help="Attention as one fused operator (onnx) or taken apart (decomposed)."),
+        own_option(
+            "--attention",
+            Panel.model,
+            "Attention as one fused operator (onnx) or taken apart (decomposed).",
+        ),
     ] = Attention.onnx,
     precision: Annotated[
-        PrecisionName,
-        typer.Option(
-            help="What the encoders compute in. fp16 and bf16 halve the files and are for GPUs; on "
-            "a CPU fp16 is no faster than fp32 and bf16 doesn't run."
+        Precision,
+        option(
+            "--precision",
+            ". fp16 and bf16 halve the files and are for GPUs; on a CPU fp16 is "
+            "no faster than fp32 and bf16 doesn't run",
         ),
-    ] = PrecisionName.fp32,
-    require_fused: Annotated[
-        bool,
-        typer.Option("--require-fused", help="Fail unless every attention layer is one operator."),
-    ] = False,
+    ] = Precision.fp32,
+    require_fused: Annotated[bool, option("--require-fused", " operator")] = False,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="A dataset, in any form that hat-bench parity reads: "
-            "real data on which fp16 and bf16 look for overflow; "
-            "default: made-up pictures and captions.",
+        option(
+            "--calibration",
+            ", here what would overflow in it; default: made-up pictures and captions",
             show_default=False,
         ),
     ] = None,
-    calibration_images: Annotated[
-        int, typer.Option(min=1, help="Images of the calibration data to use, evenly spread.")
-    ] = 64,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
-    threads: ThreadsOption = None,
+    calibration_image_count: Annotated[int, option("--calibration-image-count", least=1)] = 64,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
+    threads: ThreadsOption = None,
 ) -> None:
     """Export image, text and alignment graphs as a bundle, checked against PyTorch.
 
@@ -93,7 +104,7 @@ def onnx(
     require_export_packages("onnx", "onnxruntime")
     from hat_export.export.onnx_export import export_onnx
 
-    if calibration and precision is PrecisionName.fp32:
+    if calibration and precision is Precision.fp32:
         raise InputError("--calibration has no use with --precision fp32: nothing can overflow")
     if target is Target.onnxruntime and attention is Attention.decomposed:
         raise InputError(
@@ -113,7 +124,7 @@ def onnx(
         precision=precision.value,
         require_fused=require_fused,
         calibration=(
-            read_dataset(calibration, "val").limit(calibration_images) if calibration else None
+            read_dataset(calibration, "val").limit(calibration_image_count) if calibration else None
         ),
         overwrite=overwrite,
         threads=threads,
@@ -126,9 +137,7 @@ def onnx(
         for what in found
     ]
     relation = (
-        "equal to PyTorch"
-        if precision is PrecisionName.fp32
-        else f"{precision.value} beside PyTorch"
+        "equal to PyTorch" if precision is Precision.fp32 else f"{precision.value} beside PyTorch"
     )
     print(f"{out}: {relation}: {', '.join(parts)}")
     for name, graph in bundle.manifest.graphs.items():
@@ -137,3 +146,14 @@ def onnx(
                 f"  {name}: {graph.attention_fused} of {graph.attention_expected} attention fused"
                 + (f", {len(graph.kept_fp32)} nodes kept in fp32" if graph.kept_fp32 else "")
             )
+
+
+COMMAND = Command(
+    "onnx",
+    onnx_command,
+    examples=(
+        "hat-export onnx hat.ckpt bundle/",
+        "hat-export onnx hat.ckpt bundle-cpu/ --target onnxruntime",
+    ),
+    renamed={"--calibration-images": "--calibration-image-count"},
+)

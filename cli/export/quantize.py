@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
     ImagesOption,
+    OverwriteOption,
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
     ThreadsOption,
+    option,
+    own_option,
 )
 
 if TYPE_CHECKING:
@@ -61,97 +66,125 @@ class Objective(StrEnum):
     size = "size"
 
 
-def quantize(
+def quantize_command(
     bundle: Annotated[Path, typer.Argument(help="float32 bundle, from `hat-export onnx`.")],
     out: Annotated[Path, typer.Argument(help="Folder of the quantized bundle; must not exist.")],
     mode: Annotated[
         Mode | None,
-        typer.Option(
-            help="How all layers are quantized. Default: int8-dynamic (int8-static for TensorRT), "
-            "or with --max-drop a mixture.",
+        own_option(
+            "--mode",
+            Panel.model,
+            "How all layers are quantized. Default: int8-dynamic (int8-static for TensorRT), or "
+            "with --max-drop a mixture.",
             show_default=False,
         ),
     ] = None,
     target: Annotated[
         TargetName | None,
-        typer.Option(help="Machine to quantize for; default: this one.", show_default=False),
+        option("--target", ": a kind of machine; default: this one", show_default=False),
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="A dataset, in any form that hat-bench parity reads: "
-            "real images and captions for static ranges, "
-            "smoothing and --max-drop.",
+        option(
+            "--calibration",
+            "; also for --smooth, --compensate and --max-drop",
             show_default=False,
         ),
     ] = None,
     images: ImagesOption = None,
     split: Annotated[
-        str, typer.Option(help="Split to calibrate and search on; keep test for the proof.")
+        str, option("--split", ", for ranges and the search; keep test for the proof")
     ] = "val",
-    calibration_images: Annotated[
-        int, typer.Option(min=1, help="Images to calibrate on, with their captions, evenly spread.")
+    calibration_image_count: Annotated[
+        int, option("--calibration-image-count", ", with their captions", least=1)
     ] = 256,
+    max_drop: Annotated[
+        str | None,
+        option(
+            "--max-drop",
+            ": search for the best mixture of schemes within it; needs --calibration",
+            show_default=False,
+        ),
+    ] = None,
+    report: ReportOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    threads: ThreadsOption = None,
     method: Annotated[
-        Method, typer.Option(help="How static ranges are chosen from what calibration saw.")
+        Method,
+        own_option(
+            "--method",
+            Panel.advanced,
+            "How static ranges are chosen from what calibration saw.",
+        ),
     ] = Method.minmax,
     smooth: Annotated[
         bool,
-        typer.Option(
+        own_option(
             "--smooth",
-            help="Move outliers of activations into weights where that makes products more exact.",
+            Panel.advanced,
+            "Move outliers of activations into weights where that makes products more exact.",
         ),
     ] = False,
     compensate: Annotated[
         bool,
-        typer.Option(
+        own_option(
             "--compensate",
-            help="Round weights so that later ones make up for the errors of earlier ones on the "
+            Panel.advanced,
+            "Round weights so that later ones make up for the errors of earlier ones on the "
             "calibration data (GPTQ): more exact, most of all in 4 bits; takes longer.",
         ),
     ] = False,
     keep: Annotated[
         list[str] | None,
-        typer.Option(help="Keep layers in float32 whose names begin so; may be repeated."),
-    ] = None,
-    max_drop: Annotated[
-        str | None,
-        typer.Option(
-            help="Search for the best mixture of schemes within a recall budget in points, e.g. "
-            "r1=0.5,rsum=1; needs --calibration.",
-            show_default=False,
+        own_option(
+            "--keep",
+            Panel.advanced,
+            "Keep layers in float32 whose names begin so; may be repeated.",
         ),
     ] = None,
     objective: Annotated[
-        Objective, typer.Option(help="What the search makes small.")
+        Objective, own_option("--objective", Panel.advanced, "What the search makes small.")
     ] = Objective.latency,
-    search_images: Annotated[
-        int | None, typer.Option(min=2, help="Images on which the search measures recall.")
+    search_image_count: Annotated[
+        int | None,
+        own_option(
+            "--search-image-count",
+            Panel.advanced,
+            "Images on which the search measures recall.",
+            least=2,
+        ),
     ] = None,
     state: Annotated[
         Path | None,
-        typer.Option(
-            help="File in which a search keeps what it has measured; where it exists, the search "
-            "goes on from it.",
+        own_option(
+            "--state",
+            Panel.advanced,
+            "File in which a search keeps what it has measured; where it exists, the search goes "
+            "on from it.",
             show_default=False,
         ),
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Apply a saved plan instead.", show_default=False),
+        own_option("--plan", Panel.advanced, "Apply a saved plan instead.", show_default=False),
     ] = None,
     save_plan: Annotated[
         Path | None,
-        typer.Option(help="Save the plan as JSON, to be read, changed and applied again."),
+        own_option(
+            "--save-plan",
+            Panel.advanced,
+            "Save the plan as JSON, to be read, changed and applied again.",
+        ),
     ] = None,
     preflight: Annotated[
         bool,
-        typer.Option(help="Measure first what the layers gain on this machine (some seconds)."),
+        own_option(
+            "--preflight/--no-preflight",
+            Panel.advanced,
+            "Measure first what the layers gain on this machine (some seconds).",
+        ),
     ] = True,
-    report: ReportOption = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
-    threads: ThreadsOption = None,
-    quiet: QuietOption = False,
     require_signature: SignatureOption = None,
 ) -> None:
     """Quantize the encoders of a bundle: 8 or 4 bits, chosen by you or by a recall budget.
@@ -218,7 +251,7 @@ def quantize(
                 target=machine,
                 budget=budget,
                 objective=objective.value,
-                data=dataset.limit(search_images),
+                data=dataset.limit(search_image_count),
                 keep=reasons,
                 method=method.value,
                 smooth=smooth,
@@ -235,7 +268,7 @@ def quantize(
         bundle,
         out,
         decide,
-        dataset.limit(calibration_images) if dataset else None,
+        dataset.limit(calibration_image_count) if dataset else None,
         threads,
         overwrite,
         progress,
@@ -295,3 +328,17 @@ def _tell(source: Bundle, made: Bundle) -> None:
     )
     if quantization.kept:
         print(f"  {len(quantization.kept)} layers kept in float32; `hat-export inspect` says why")
+
+
+COMMAND = Command(
+    "quantize",
+    quantize_command,
+    examples=(
+        "hat-export quantize bundle-cpu/ int8/",
+        "hat-export quantize bundle/ mixed/ --max-drop rsum=1 --calibration coco/",
+    ),
+    renamed={
+        "--calibration-images": "--calibration-image-count",
+        "--search-images": "--search-image-count",
+    },
+)

@@ -8,44 +8,53 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import BackendOption, SignatureOption, ThreadsOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import (
+    BackendOption,
+    Panel,
+    SignatureOption,
+    ThreadsOption,
+    option,
+    own_option,
+)
 
 
-def search(
+def search_command(
     index: Annotated[Path, typer.Argument(help="An index that `hat-export index` made.")],
     query: Annotated[str | None, typer.Argument(help="Text that describes the images.")] = None,
-    image: Annotated[
-        Path | None, typer.Option("--image", help="Search a caption index by this image.")
+    bundle: Annotated[
+        Path | None,
+        own_option("--bundle", Panel.model, "The model; default: the bundle it was indexed with."),
     ] = None,
-    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Results.")] = 10,
-    rescore: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Two-stage search: score so many candidates exactly, those with the nearest "
-            "pooled vectors. `hat-bench search` measures how many a recall needs.",
-        ),
-    ] = 1000,
-    exact: Annotated[bool, typer.Option("--exact", help="Score everything exactly.")] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write the results as a page with pictures.")
+    backend: BackendOption = "onnxruntime",
+    image: Annotated[
+        Path | None, own_option("--image", Panel.data, "Search a caption index by this image.")
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--images", help="Where the pictures of the page are; default: where they were indexed."
-        ),
+        option("--images", ", for the page of --html; default: where they were indexed"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    bundle: Annotated[
+    top: Annotated[int, option("--top", least=1)] = 10,
+    html: Annotated[
         Path | None,
-        typer.Option("--bundle", help="The model; default: the bundle it was indexed with."),
+        own_option("--html", Panel.output, "Write the results as a page with pictures."),
     ] = None,
-    verify: Annotated[
-        bool, typer.Option(help="Check the bundle's hashes and run its self-test first.")
-    ] = True,
-    backend: BackendOption = "onnxruntime",
+    as_json: Annotated[bool, option("--json")] = False,
     threads: ThreadsOption = None,
+    rescore: Annotated[
+        int,
+        own_option(
+            "--rescore",
+            Panel.performance,
+            "Two-stage search: score so many candidates exactly, those with the nearest pooled "
+            "vectors. `hat-bench search` measures how many a recall needs.",
+            least=1,
+        ),
+    ] = 1000,
+    exact: Annotated[
+        bool, own_option("--exact", Panel.performance, "Score everything exactly.")
+    ] = False,
+    verify: Annotated[bool, option("--verify", ", and run its self-test")] = True,
     require_signature: SignatureOption = None,
 ) -> None:
     """Find the images that fit a text, or with --image the captions that fit an image."""
@@ -89,3 +98,13 @@ def search(
     )
     common.show_table(Table("", columns, rows), text_column=2)
     print(facts + (f"; {html} written" if html else ""))
+
+
+COMMAND = Command(
+    "search",
+    search_command,
+    examples=(
+        'hat-export search photos.hatidx "a dog on a beach" --html found.html',
+        "hat-export search captions.hatidx --image beach.jpg -k 5",
+    ),
+)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from hat_export.cli import common
-from hat_export.cli.options import SignatureOption
+from hat_export.cli.command import Command
+from hat_export.cli.options import Panel, SignatureOption, option, own_option
 
 
 class ServerBackend(StrEnum):
@@ -20,47 +21,80 @@ class ServerBackend(StrEnum):
     python = "python"
 
 
-def triton(
+def triton_command(
     bundle: Annotated[Path, typer.Argument(help="What to serve.")],
     repository: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
     backend: Annotated[
         ServerBackend,
-        typer.Option(
-            help="The server's ONNX Runtime or TensorRT backend, or its Python backend with "
-            "hat-export in it."
+        option(
+            "--backend",
+            " in the server: its ONNX Runtime or TensorRT backend, or its Python backend with "
+            "hat-export in it",
         ),
     ] = ServerBackend.onnxruntime,
     image_engine: Annotated[
-        Path | None, typer.Option(help="TensorRT engine of the image graph.", show_default=False)
+        Path | None,
+        own_option(
+            "--image-engine",
+            Panel.model,
+            "TensorRT engine of the image graph.",
+            show_default=False,
+        ),
     ] = None,
     text_engine: Annotated[
-        Path | None, typer.Option(help="TensorRT engine of the text graph.", show_default=False)
+        Path | None,
+        own_option(
+            "--text-engine", Panel.model, "TensorRT engine of the text graph.", show_default=False
+        ),
     ] = None,
     index: Annotated[
         Path | None,
-        typer.Option(help="Image index: adds the model hat_search, which finds images by a text."),
+        own_option(
+            "--index",
+            Panel.data,
+            "Image index: adds the model hat_search, which finds images by a text.",
+        ),
     ] = None,
+    version: Annotated[
+        int, own_option("--version", Panel.output, "Version folder of the models.", least=1)
+    ] = 1,
+    threads: Annotated[int, option("--threads", " of a copy", least=1)] = 1,
+    instances: Annotated[
+        int, own_option("--instances", Panel.performance, "Copies of each model.", least=1)
+    ] = 1,
+    gpu: Annotated[
+        bool, own_option("--gpu", Panel.performance, "Run ONNX Runtime's copies on GPUs.")
+    ] = False,
     max_batch: Annotated[
-        int, typer.Option(min=1, help="Largest batch of an encoder; 1 turns batching off.")
+        int, option("--max-batch", " of an encoder; 1 turns batching off", least=1)
     ] = 32,
     queue_delay: Annotated[
-        int, typer.Option(min=0, help="Microseconds that a request may wait for others.")
+        int,
+        own_option(
+            "--queue-delay",
+            Panel.performance,
+            "Microseconds that a request may wait for others.",
+            least=0,
+        ),
     ] = 1000,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of each model.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a copy.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Run ONNX Runtime's copies on GPUs.")] = False,
     bundle_at: Annotated[
         Path | None,
-        typer.Option(
-            help="Python backend and search: where the server finds the bundle; default: here.",
+        own_option(
+            "--bundle-at",
+            Panel.advanced,
+            "Python backend and search: where the server finds the bundle; default: here.",
             show_default=False,
         ),
     ] = None,
     index_at: Annotated[
         Path | None,
-        typer.Option(help="Where the server finds the index; default: here.", show_default=False),
+        own_option(
+            "--index-at",
+            Panel.advanced,
+            "Where the server finds the index; default: here.",
+            show_default=False,
+        ),
     ] = None,
-    version: Annotated[int, typer.Option(min=1, help="Version folder of the models.")] = 1,
     require_signature: SignatureOption = None,
 ) -> None:
     """Write a model repository for NVIDIA Triton Inference Server.
@@ -92,3 +126,13 @@ def triton(
     names = write_repository(Bundle.read(bundle), repository, options)
     print(f"{repository}: {', '.join(names)}")
     print(f"  tritonserver --model-repository={repository}")
+
+
+COMMAND = Command(
+    "triton",
+    triton_command,
+    examples=(
+        "hat-export triton bundle/ models/ --index photos.hatidx",
+        "hat-export triton bundle/ models/ --backend python --instances 2 --threads 2",
+    ),
+)

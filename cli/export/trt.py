@@ -10,17 +10,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hat_export.cli import common
+from hat_export.cli.command import Command
 from hat_export.cli.options import (
+    OverwriteOption,
+    Panel,
     QuietOption,
     ReportOption,
     SignatureOption,
     SpecOption,
     ThreadsOption,
     VocabularyOption,
+    option,
+    own_option,
 )
 
 if TYPE_CHECKING:
     from hat_export.tensorrt.request import ProfileRequest
+
+
+class Precision(StrEnum):
+    """What the encoders compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    int8 = "int8"
+    fp8 = "fp8"
 
 
 class Runtime(StrEnum):
@@ -38,103 +53,99 @@ class Alignment(StrEnum):
     plugin = "plugin"
 
 
-def trt(
+def trt_command(
     source: Annotated[Path, typer.Argument(help="Checkpoint, or bundle of ONNX graphs.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle; must not exist.")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision; the default.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16.")] = False,
-    fp32: Annotated[
-        bool, typer.Option("--fp32", help="Single precision; TensorRT fuses no attention in it.")
-    ] = False,
-    int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8", help="Linear layers in int8, the rest in fp16; needs --calibration."
-        ),
-    ] = False,
-    fp8: Annotated[
-        bool,
-        typer.Option(
-            "--fp8",
-            help="Linear layers in fp8 (sm_89 and newer), the rest in fp16; needs --calibration.",
-        ),
-    ] = False,
-    min_batch: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            help="Smallest batch of images or captions [1]. Repeat the six sizes for several "
-            "profiles: the n-th values make the n-th, a single one holds for all.",
+    spec: SpecOption = None,
+    vocabulary: VocabularyOption = None,
+    precision: Annotated[
+        Precision | None,
+        option(
+            "--precision",
+            "; default: fp16. int8 and fp8 (sm_89 and newer) are for the linear layers, the rest "
+            "in fp16, and need --calibration; TensorRT fuses no attention in fp32",
+            show_default=False,
         ),
     ] = None,
-    opt_batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch for which engines are tuned [8].")
-    ] = None,
-    max_batch: Annotated[list[int] | None, typer.Option(min=1, help="Largest batch [64].")] = None,
-    min_words: Annotated[
-        list[int] | None, typer.Option(min=1, help="Shortest captions, in word pieces [1].")
-    ] = None,
-    opt_words: Annotated[
-        list[int] | None, typer.Option(min=1, help="Length for which engines are tuned [16].")
-    ] = None,
-    max_words: Annotated[
-        list[int] | None, typer.Option(min=1, help="Longest captions [the model's longest].")
-    ] = None,
+    fp16: Annotated[bool, own_option("--fp16", Panel.model, "Short for --precision fp16.")] = False,
+    require_fused: Annotated[bool, option("--require-fused", " kernel of its engine")] = False,
+    alignment: Annotated[
+        Alignment,
+        own_option(
+            "--alignment",
+            Panel.model,
+            "Alignment engine from the ONNX graph, or from this project's GPU kernel as a plugin: "
+            "that needs full TensorRT, a GPU and Triton.",
+        ),
+    ] = Alignment.graph,
     sm: Annotated[
         list[int] | None,
-        typer.Option(
-            help="Compute capability to build for, such as 89; may be repeated. Default: the "
-            "present GPU; without one, every target from 80 on that TensorRT-RTX knows.",
+        own_option(
+            "--sm",
+            Panel.model,
+            "Compute capability to build for, such as 89; may be repeated. Default: the present "
+            "GPU; without one, every target from 80 on that TensorRT-RTX knows.",
             show_default=False,
         ),
     ] = None,
     runtime: Annotated[
         Runtime,
-        typer.Option(
-            help="TensorRT needs a GPU to build, TensorRT-RTX doesn't; auto takes the first that "
-            "can build here."
+        own_option(
+            "--runtime",
+            Panel.model,
+            "TensorRT needs a GPU to build, TensorRT-RTX doesn't; auto takes the first that can "
+            "build here.",
         ),
     ] = Runtime.auto,
-    require_fused: Annotated[
-        bool,
-        typer.Option(
-            "--require-fused", help="Fail unless every attention layer is one kernel of its engine."
-        ),
-    ] = False,
-    alignment: Annotated[
-        Alignment,
-        typer.Option(
-            help="Alignment engine from the ONNX graph, or from this project's GPU kernel as a "
-            "plugin: that needs full TensorRT, a GPU and Triton."
-        ),
-    ] = Alignment.graph,
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="A dataset, in any form that hat-bench parity reads: "
-            "real data on which lower precisions find their "
-            "ranges; default: made-up pictures and captions.",
-            show_default=False,
+        option("--calibration", "; default: made-up pictures and captions", show_default=False),
+    ] = None,
+    calibration_image_count: Annotated[int, option("--calibration-image-count", least=1)] = 64,
+    report: ReportOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    min_batch: Annotated[
+        list[int] | None,
+        own_option(
+            "--min-batch",
+            Panel.performance,
+            "Smallest batch of images or captions [1]. Repeat the six sizes for several profiles: "
+            "the n-th values make the n-th, a single one holds for all.",
+            least=1,
         ),
     ] = None,
-    calibration_images: Annotated[
-        int, typer.Option(min=1, help="Images of the calibration data to use, evenly spread.")
-    ] = 64,
+    opt_batch: Annotated[
+        list[int] | None,
+        own_option(
+            "--opt-batch", Panel.performance, "Batch for which engines are tuned [8].", least=1
+        ),
+    ] = None,
+    max_batch: Annotated[list[int] | None, option("--max-batch", " [64]", least=1)] = None,
+    min_words: Annotated[
+        list[int] | None,
+        own_option(
+            "--min-words", Panel.performance, "Shortest captions, in word pieces [1].", least=1
+        ),
+    ] = None,
+    opt_words: Annotated[
+        list[int] | None,
+        own_option(
+            "--opt-words", Panel.performance, "Length for which engines are tuned [16].", least=1
+        ),
+    ] = None,
+    max_words: Annotated[
+        list[int] | None,
+        own_option(
+            "--max-words", Panel.performance, "Longest captions [the model's longest].", least=1
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of engines built before [~/.cache/hat-export/engines].", show_default=False
-        ),
+        option("--cache", ": engines [~/.cache/hat-export/engines]", show_default=False),
     ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build anew, and keep nothing.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
-    spec: SpecOption = None,
-    vocabulary: VocabularyOption = None,
-    threads: ThreadsOption = None,
-    report: ReportOption = None,
-    quiet: QuietOption = False,
+    no_cache: Annotated[bool, option("--no-cache", ", and build anew")] = False,
     require_signature: SignatureOption = None,
 ) -> None:
     """Build TensorRT engines of the image encoder, the text encoder and the alignment.
@@ -148,9 +159,13 @@ def trt(
     from hat_export.errors import InputError
 
     common.require_signature(require_signature, source)
-    precision = _one_precision({"fp16": fp16, "bf16": bf16, "fp32": fp32, "int8": int8, "fp8": fp8})
-    if calibration and precision == "fp32":
-        raise InputError("--calibration has no use with --fp32: nothing can overflow")
+    if fp16 and precision not in (None, Precision.fp16):
+        raise InputError(
+            f"--fp16 and --precision {precision} exclude each other; choose one precision"
+        )
+    chosen = (precision or Precision.fp16).value
+    if calibration and precision is Precision.fp32:
+        raise InputError("--calibration has no use with --precision fp32: nothing can overflow")
     if cache and no_cache:
         raise InputError("--cache and --no-cache exclude each other; leave one out")
     profiles = _profiles(
@@ -179,13 +194,13 @@ def trt(
         source,
         out,
         library,
-        precision,
+        chosen,
         profiles=profiles,
-        targets=choose_targets(library, precision, sm or []),
+        targets=choose_targets(library, chosen, sm or []),
         require_fused=require_fused,
         alignment=alignment.value,
         calibration=(
-            read_dataset(calibration, "val").limit(calibration_images) if calibration else None
+            read_dataset(calibration, "val").limit(calibration_image_count) if calibration else None
         ),
         spec=common.read_spec(spec),
         vocabulary=vocabulary,
@@ -197,21 +212,6 @@ def trt(
     common.show(engine_report(found, commands=False))
     for path in report or []:
         write_report(engine_report(found, commands=True), path)
-
-
-def _one_precision(asked: dict[str, bool]) -> str:
-    """The precision that was asked for; fp16 if none was.
-
-    Raises:
-        InputError: if several were.
-    """
-    from hat_export.errors import InputError
-
-    names = [name for name, wanted in asked.items() if wanted]
-    if len(names) > 1:
-        shown = " and ".join(f"--{name}" for name in names)
-        raise InputError(f"{shown} exclude each other; choose one precision")
-    return names[0] if names else "fp16"
 
 
 def _profiles(
@@ -234,10 +234,10 @@ def _profiles(
         "--max-words": len(longest)
     }
     count = max(given.values())
-    for option, times in given.items():
+    for size, times in given.items():
         if times not in (1, count):
             raise InputError(
-                f"{option} is given {times} times, another size {count} times; give each "
+                f"{size} is given {times} times, another size {count} times; give each "
                 "once, or once per profile"
             )
     columns = [list(values) * (count if len(values) == 1 else 1) for values in sizes.values()]
@@ -248,3 +248,17 @@ def _profiles(
             zip(*columns, strict=True), ends, strict=True
         )
     ]
+
+
+COMMAND = Command(
+    "trt",
+    trt_command,
+    examples=(
+        "hat-export trt hat.ckpt engines/ --fp16",
+        "hat-export trt bundle/ engines/ --precision int8 --calibration data.json",
+    ),
+    renamed={
+        "--calibration-images": "--calibration-image-count",
+        **{f"--{name}": f"--precision {name}" for name in ("bf16", "fp32", "int8", "fp8")},
+    },
+)

@@ -142,8 +142,8 @@ def export_engines(
     threads = threads or default_threads()
     if precision in QUANTIZED_FORMATS and calibration is None and not _is_in(source, precision):
         raise InputError(
-            f"--{precision} needs --calibration: it finds the ranges of activations on real images "
-            "and captions"
+            f"--precision {precision} needs --calibration: it finds the ranges of activations on "
+            "real images and captions"
         )
     with ExitStack() as stack:
         bundle = _onnx_bundle(source, target, spec, vocabulary, threads, progress, stack)

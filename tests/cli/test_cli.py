@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from command_lines import command
+from command_lines import PROGRAMS, command
 from hat_export.bundle.bundle import Bundle
-from hat_export.cli.bench.parity import parity
+from hat_export.cli.bench.parity import parity_command
 from hat_export.model.checkpoint import save_checkpoint
 from hat_export.model.hat import HAT
 from hat_export.parity.budget import DEFAULT_BUDGET
@@ -180,14 +180,14 @@ def test_load_and_profile(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_scoring_and_search(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     report = ("--report", tmp_path / "report.json")
     done = run(
-        *("hat-bench", "scoring", "--images", 2, "--captions", 4, "--rounds", 2),
-        *("--formula-captions", 2, "--threads", 1, *report),
+        *("hat-bench", "scoring", "--image-count", 2, "--caption-count", 4, "--rounds", 2),
+        *("--formula-caption-count", 2, "--threads", 1, *report),
     )
     assert done.returncode == 0, done.stderr
     levels = json.loads((tmp_path / "report.json").read_text())["data"]["levels"]
     assert [row["level"] for row in levels] == [1, 2, 3, "all"]
     done = run(
-        *("hat-bench", "search", tiny_bundle, "--data", dataset, "--calibration-split", "test"),
+        *("hat-bench", "search", tiny_bundle, "--data", dataset, "--tuning-split", "test"),
         *("--queries", 4, "--threads", 1, *report),
     )
     assert done.returncode == 0, done.stderr
@@ -251,7 +251,7 @@ def test_the_exit_status_of_parity_and_compare(
 
 def test_the_default_budget_is_said_where_it_is_shown() -> None:
     """The command line may not import the module that defines it."""
-    default = inspect.signature(parity).parameters["max_drop"].default
+    default = inspect.signature(parity_command).parameters["max_drop"].default
     assert default == DEFAULT_BUDGET
 
 

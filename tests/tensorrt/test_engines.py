@@ -215,7 +215,7 @@ def test_linear_layers_in_int8_and_fp8(
     )
     for graph in ("image", "text"):
         assert again.bundle.graph_sha256(graph) == result.bundle.graph_sha256(graph)
-    with pytest.raises(InputError, match=f"--{precision} needs --calibration"):
+    with pytest.raises(InputError, match=f"--precision {precision} needs --calibration"):
         export_engines(demo_bundle, tmp_path / "three", library, precision, [PROFILE], (89,))
     # The features move, by more than fp16's rounding and less than would cost recall.
     found = manifest.verification[f"features in {precision}"]["largest_difference"]
@@ -409,8 +409,8 @@ def test_the_command_and_what_inspect_shows_of_its_result(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--fp16", "--bf16"], "--fp16 and --bf16 exclude each other"),
-        (["--fp32", "--calibration", "x"], "nothing can overflow"),
+        (["--fp16", "--precision", "bf16"], "--fp16 and --precision bf16 exclude each other"),
+        (["--precision", "fp32", "--calibration", "x"], "nothing can overflow"),
         (["--min-batch", "1", "--min-batch", "2", "--max-batch", "8"], "no such checkpoint"),
         (
             ["--min-batch", "1", "--min-batch", "2", *["--max-batch", "8"] * 3],

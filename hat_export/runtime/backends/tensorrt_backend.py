@@ -243,7 +243,8 @@ def rebuild(bundle: Bundle) -> str:
     """The command that builds a bundle's engines again, for a message."""
     info: EngineInfo = next(iter(bundle.manifest.engines.values()))
     path = str(bundle.path)
-    words = ["hat-export", "trt", path, f"{path}-rebuilt", f"--{bundle.manifest.precision}"]
+    words = ["hat-export", "trt", path, f"{path}-rebuilt"]
+    words += ["--precision", bundle.manifest.precision]
     if any(engine.form == "plugin" for engine in bundle.manifest.engines.values()):
         words += ["--alignment", "plugin"]
     return f"build again with: {shlex.join(words)} --runtime {info.library}"

@@ -27,7 +27,7 @@ from hat_export.benchmark.latency.record import read_run
 from hat_export.benchmark.latency.report import latency_report
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
-from hat_export.cli.bench.latency import latency
+from hat_export.cli.bench.latency import latency_command
 from hat_export.errors import BackendUnavailableError, EngineError, InputError
 from hat_export.report.reader import read_report
 from hat_export.runtime.backends.cuda import Cuda, open_cuda
@@ -129,7 +129,7 @@ def test_a_latency_report_tells_copies_and_compute_apart(
     bundle = with_engines(bundle_copy)
     install(bundle, monkeypatch)
     written = [tmp_path / f"report.{ending}" for ending in ("json", "md", "html")]
-    latency(
+    latency_command(
         [bundle.path],
         backend=["onnxruntime", "tensorrt"],
         image_batch=[1, 8],
@@ -299,7 +299,9 @@ def test_an_engine_for_something_else_is_one_line_with_the_command(
 ) -> None:
     library = "tensorrt-rtx" if "targets" in changes else "tensorrt"
     bundle = edited(with_engines(bundle_copy, library=library), **changes)
-    command = rf"hat-export trt {bundle.path} {bundle.path}-rebuilt --fp32 --runtime {library}"
+    command = (
+        rf"hat-export trt {bundle.path} {bundle.path}-rebuilt --precision fp32 --runtime {library}"
+    )
     with (
         pytest.raises(EngineError, match=rf"image\.engine: {reason}; build again with: {command}"),
         opened(bundle, monkeypatch, library),
