@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import samples
 from doors import Door
-from mutations import TEXTS, mutate_bytes, mutate_json, mutate_zip
+from mutations import TEXTS, mutate_bytes, mutate_json
 
 if TYPE_CHECKING:
     import onnx
@@ -145,7 +145,7 @@ def mutate_graph(rng: Random, model: onnx.ModelProto) -> str:
     if kind == 0:
         places = (
             "../outside/secret.txt", "../../outside/secret.txt", "/etc/passwd", "x/../../secret",
-            "tokenizer.json", "self_test.npz", "/dev/zero", "", "a\0b", "\\\\server\\share",
+            "tokenizer.json", "self_test.safetensors", "/dev/zero", "", "a\0b", "\\\\server\\share",
         )  # fmt: skip
         weight.ClearField("raw_data")
         weight.data_location = TensorProto.EXTERNAL
@@ -200,14 +200,12 @@ class PartDoor(_BundleDoor):
     attack = "faults in tokenizer, projections, self-test and spec"
 
     def prepare(self, work: Path) -> None:
-        import zipfile
-
         super().prepare(work)
         self.tokenizer = json.loads((self.sound / "tokenizer.json").read_text())
-        self.archives: dict[str, dict[str, bytes]] = {}
-        for name in ("projections.npz", "self_test.npz"):
-            with zipfile.ZipFile(self.sound / name) as archive:
-                self.archives[name] = {key: archive.read(key) for key in archive.namelist()}
+        self.arrays = {
+            name: (self.sound / name).read_bytes()
+            for name in ("projections.safetensors", "self_test.safetensors")
+        }
 
     def make(self, rng: Random, folder: Path) -> str:
         bundle = self.copy(folder)
@@ -220,16 +218,8 @@ class PartDoor(_BundleDoor):
             small = {**self.tokenizer, "model": {**self.tokenizer["model"], "vocab": few}}
             name, content = mutate_json(rng, small if rng.random() < 0.5 else self.tokenizer)
         elif kind < 0.9:
-            file = rng.choice(list(self.archives))
-            members = dict(self.archives[file])
-            if rng.random() < 0.5:
-                key = rng.choice(list(members))
-                name, members[key] = self._array(rng, members[key])
-                from mutations import make_zip
-
-                content = make_zip(members)
-            else:
-                name, content = mutate_zip(rng, members)
+            file = rng.choice(list(self.arrays))
+            name, content = self._damaged(rng, self.arrays[file])
         else:
             manifest = json.loads(json.dumps(self.manifest))
             key = rng.choice(list(manifest["spec"]))
@@ -243,35 +233,38 @@ class PartDoor(_BundleDoor):
         return name
 
     @staticmethod
-    def _array(rng: Random, content: bytes) -> tuple[str, bytes]:
-        import io
+    def _damaged(rng: Random, sound: bytes) -> tuple[str, bytes]:
         import pickle
 
         import numpy as np
+        from safetensors.numpy import load, save
 
-        kind = rng.randrange(6)
-        file = io.BytesIO()
+        kind = rng.randrange(7)
+        end = 8 + int.from_bytes(sound[:8], "little")
         if kind == 0:
-            np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-            return "array of objects", file.getvalue()
-        if kind == 1:
-            value = np.load(io.BytesIO(content))
-            types = ("float64", "int8", "complex64", "U4", "float16", "bool")
-            np.save(file, value.astype(rng.choice(types)))
-            return "other element type", file.getvalue()
-        if kind == 2:
-            value = np.load(io.BytesIO(content))
-            np.save(
-                file, rng.choice((value[..., :1], value[None], value[:0], value.T, value * np.nan))
+            arrays = load(sound)
+            key = rng.choice(list(arrays))
+            types = ("float64", "int8", "uint64", "float16", "bool")
+            return "other element type", save(
+                {**arrays, key: arrays[key].astype(rng.choice(types))}
             )
-            return "other shape or NaN", file.getvalue()
+        if kind == 1:
+            arrays = load(sound)
+            key = rng.choice(list(arrays))
+            value = arrays[key]
+            others = (value[..., :1], value[None], value[:0], value.T, value * np.nan)
+            return "other shape or NaN", save(
+                {**arrays, key: np.ascontiguousarray(rng.choice(others))}
+            )
+        if kind == 2:
+            name, header = mutate_json(rng, json.loads(sound[8:end]))
+            return f"header: {name}", len(header).to_bytes(8, "little") + header + sound[end:]
         if kind == 3:
-            shape = rng.choice((b"(99999999999, 99)", b"(-1,)", b"(1<<40,)", b"__import__('os')"))
-            head = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + b", }\n"
-            return "false shape", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+            size = rng.choice((0, 1, end, len(sound), 1 << 40, (1 << 64) - 1))
+            return "false length of the header", size.to_bytes(8, "little") + sound[8:]
         if kind == 4:
             return "a bare pickle", pickle.dumps({"a": 1})
-        return mutate_bytes(rng, content)
+        return mutate_bytes(rng, sound)
 
 
 class TritonDoor(ManifestDoor):

@@ -37,7 +37,7 @@ TARGETS = {
     "report": ("parity.json", "latency.json"),
     "pickle": (),
     "torch": ("zip.ckpt", "old.ckpt"),
-    "arrays": ("bundle/projections.npz",),
+    "arrays": ("bundle/projections.safetensors",),
     "signature": (),
 }
 
@@ -96,7 +96,7 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     """What each name runs on an input."""
     import io
 
-    from hat_export.base.files import read_arrays
+    from hat_export.base.arrays import read_arrays
     from hat_export.benchmark.compare import compare_reports
     from hat_export.benchmark.latency.merge import merged_report
     from hat_export.bundle.bundle import read_manifest
@@ -167,6 +167,8 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     def arrays(content: bytes) -> None:
         with contextlib.suppress(ValueError):
             read_arrays(at("x.npz", content))
+        with contextlib.suppress(ValueError):
+            read_arrays(at("x.safetensors", content))
 
     def pickled(content: bytes) -> None:
         try:

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import math
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tokenize import TokenError
-
-import numpy as np
 
 from hat_export.base.atomic import partial_file, partial_folder, publish
 from hat_export.errors import OutputError
-
-#: Arrays of a file that is read whole; the self-test of the official model takes 2 MB.
-MAX_ARRAY_BYTES = 256 << 20
 
 
 def sha256_of(path: Path) -> str:
@@ -105,56 +95,6 @@ def write_text(path: Path, text: str) -> None:
             work.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from None
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an ``.npz`` with fixed dates, so that equal content gives equal bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What :func:`write_arrays` wrote, from anybody's file: no pickles, no bombs.
-
-    numpy alone would make room for whatever a header states before it reads a byte.
-
-    Raises:
-        ValueError: if it is no such file, or its arrays are not what their headers say.
-    """
-    arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if sum(info.file_size for info in members) > MAX_ARRAY_BYTES:
-                raise ValueError(f"more than {MAX_ARRAY_BYTES} bytes")
-            for info in members:
-                with archive.open(info) as file:
-                    content = file.read(MAX_ARRAY_BYTES)
-                arrays[info.filename.removesuffix(".npy")] = _array(content)
-    except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
-    return arrays
-
-
-def _array(content: bytes) -> np.ndarray:
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version != (1, 0):
-        raise ValueError(f"an array of format {version}")
-    try:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, RecursionError, TokenError) as error:
-        raise ValueError(f"an array with a damaged header ({error})") from None
-    if dtype.hasobject or fortran:
-        raise ValueError(f"an array of {dtype}, which isn't read")
-    left = content[file.tell() :]
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(left):
-        raise ValueError(f"an array of {shape} in {len(left)} bytes")
-    return np.frombuffer(left, dtype).reshape(shape)
 
 
 def _sync(folder: Path) -> None:

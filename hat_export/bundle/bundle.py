@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hat_export.base.arrays import read_arrays, write_arrays
 from hat_export.base.files import sha256_of
 from hat_export.bundle.engines import EngineInfo
 from hat_export.bundle.graph_check import check_graph
@@ -18,11 +20,13 @@ from hat_export.errors import BundleError, SpecError
 from hat_export.spec import LEVELS, ModelSpec
 
 FORMAT = "hat-export bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-SELF_TEST = "self_test.npz"
-PROJECTIONS = "projections.npz"
+SELF_TEST = "self_test.safetensors"
+PROJECTIONS = "projections.safetensors"
+#: Format version -> the ending of its files of arrays; bundles of all of them open.
+ARRAY_ENDINGS = {1: ".npz", FORMAT_VERSION: ".safetensors"}
 GRAPHS = ("image", "text", "alignment")
 #: Outputs of the graphs: features, and the reduced form of images at levels 1 and 2.
 IMAGE_OUTPUTS = [f"image_level{level}" for level in range(1, LEVELS + 1)]
@@ -155,6 +159,7 @@ class Manifest:
         files: Every other file in the folder.
         engines: TensorRT engines by graph name; empty in a bundle without.
         quantization: What was quantized; None if nothing was.
+        format_version: Of the folder that it was read from.
     """
 
     spec: ModelSpec
@@ -168,6 +173,11 @@ class Manifest:
     files: Mapping[str, FileInfo]
     engines: Mapping[str, EngineInfo] = field(default_factory=dict)
     quantization: QuantizationInfo | None = None
+    format_version: int = FORMAT_VERSION
+
+    def arrays_name(self, name: str) -> str:
+        """What :data:`SELF_TEST` or :data:`PROJECTIONS` is called in this version."""
+        return Path(name).stem + ARRAY_ENDINGS[self.format_version]
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``; the same bundle gives the same bytes."""
@@ -175,7 +185,7 @@ class Manifest:
         quantization = {"quantization": asdict(self.quantization)} if self.quantization else {}
         return {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "spec": self.spec.to_json(),
             "precision": self.precision,
             "opset": self.opset,
@@ -235,6 +245,25 @@ class Bundle:
             raise BundleError(f"{self.path}: the manifest lists no file {name!r}")
         return self.path / name
 
+    def arrays(self, name: str) -> Path:
+        """Path of the self-test or the projections: :data:`SELF_TEST`, :data:`PROJECTIONS`."""
+        return self.file(self.manifest.arrays_name(name))
+
+    def copy_to(self, folder: Path, *files: str) -> None:
+        """Copy what every form of a model has in common, in today's format, into a new bundle.
+
+        Args:
+            folder: Of the new bundle.
+            files: Further files to copy as they are.
+        """
+        for name in (TOKENIZER, *files):
+            shutil.copyfile(self.file(name), folder / name)
+        for name in (SELF_TEST, PROJECTIONS):
+            if self.manifest.format_version == FORMAT_VERSION:
+                shutil.copyfile(self.arrays(name), folder / name)
+            else:
+                write_arrays(folder / name, read_arrays(self.arrays(name)))
+
     def graph_path(self, name: str) -> Path:
         """Path of the image, text or alignment graph."""
         return self.file(self.manifest.graphs[name].file)
@@ -291,9 +320,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f"{path}: not the manifest of a {FORMAT}")
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version not in ARRAY_ENDINGS:
+        known = ", ".join(map(str, ARRAY_ENDINGS))
         raise BundleError(
-            f"{path}: format version {version}; this version reads {FORMAT_VERSION}: "
+            f"{path}: format version {version}; this version reads {known}: "
             "export the checkpoint again, or install the hat-export that wrote it"
         )
     try:
@@ -335,7 +365,9 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise ValueError(
                 f"a profile of the {name} engine lacks one of {', '.join(sorted(dims))}"
             )
-    needed = [TOKENIZER, SELF_TEST, PROJECTIONS, *(graph.file for graph in graphs.values())]
+    ending = ARRAY_ENDINGS[content["format_version"]]
+    arrays = [Path(name).stem + ending for name in (SELF_TEST, PROJECTIONS)]
+    needed = [TOKENIZER, *arrays, *(graph.file for graph in graphs.values())]
     needed += [engine.file for engine in engines.values()]
     missing = [name for name in needed if name not in files]
     if missing:
@@ -353,6 +385,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         files=files,
         engines=engines,
         quantization=_parse_quantization(content.get("quantization")),
+        format_version=content["format_version"],
     )
 
 

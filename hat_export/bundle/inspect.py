@@ -22,8 +22,8 @@ def bundle_report(bundle: Bundle, verified: bool) -> Report:
     quantized = manifest.quantization
     precision = quantized.title() if quantized else manifest.precision
     summary = (
-        f"{spec.name}, {precision}, opset {manifest.opset}, {total / 1e6:.1f} MB; "
-        f"intact ({checked}).",
+        f"{spec.name}, {precision}, opset {manifest.opset}, {total / 1e6:.1f} MB, format "
+        f"version {manifest.format_version}; intact ({checked}).",
     )
     graphs = tuple(
         (

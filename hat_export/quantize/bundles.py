@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,9 +15,8 @@ from hat_export.base.files import check_target, new_folder, sha256_of
 from hat_export.base.machine import package_versions
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
+    FORMAT_VERSION,
     MANIFEST,
-    PROJECTIONS,
-    SELF_TEST,
     TOKENIZER,
     Bundle,
     GraphInfo,
@@ -137,8 +135,7 @@ class Quantizer:
             infos = dict(self.source.manifest.graphs)
             for name, model in graphs.items():
                 infos[name] = self._write_graph(model, folder, name)
-            for file in (TOKENIZER, PROJECTIONS, SELF_TEST, infos["alignment"].file):
-                shutil.copyfile(self.source.file(file), folder / file)
+            self.source.copy_to(folder, infos["alignment"].file)
             bundle = Bundle(folder, self._manifest(plan, infos, folder))
             if check:
                 self.progress.step("comparing with the float32 bundle")
@@ -245,6 +242,7 @@ class Quantizer:
                     smoothed |= {key: one.strength for key, one in found.smoothed.items()}
         return replace(
             self.source.manifest,
+            format_version=FORMAT_VERSION,
             graphs=dict(infos),
             verification={},
             tools=package_versions(),

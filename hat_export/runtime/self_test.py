@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hat_export.base.files import read_arrays, write_arrays
+from hat_export.base.arrays import read_arrays, write_arrays
 from hat_export.bundle.bundle import SELF_TEST, Bundle
 from hat_export.bundle.precision import PRECISIONS
 from hat_export.errors import BundleError, InputError
@@ -81,7 +81,7 @@ def read_self_test(bundle: Bundle) -> dict[str, np.ndarray]:
     Raises:
         BundleError: if they aren't.
     """
-    path, spec = bundle.file(SELF_TEST), bundle.manifest.spec
+    path, spec = bundle.arrays(SELF_TEST), bundle.manifest.spec
     try:
         stored = read_arrays(path)
         expected = {
@@ -104,7 +104,7 @@ def run_self_test(bundle: Bundle, session: Session) -> dict[str, float]:
     Raises:
         BundleError: if an output differs from what the export stored.
     """
-    path = bundle.file(SELF_TEST)
+    path = bundle.arrays(SELF_TEST)
     # A quantized bundle states what its own steps may do; any other keeps to its precision.
     limits = bundle.manifest.quantization or PRECISIONS[bundle.manifest.precision]
     try:

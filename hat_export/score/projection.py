@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from hat_export.base.files import read_arrays, write_arrays
+from hat_export.base.arrays import read_arrays, write_arrays
 from hat_export.errors import BundleError, InputError
 from hat_export.spec import LEVELS, REDUCED_LEVELS, ModelSpec
 
@@ -93,7 +93,7 @@ class Projections:
 
 
 def write_projections(path: Path, projections: Projections) -> None:
-    """Write the projections to an ``.npz``."""
+    """Write the projections to a ``.safetensors``."""
     arrays: dict[str, np.ndarray] = {}
     for level, projection in zip(
         REDUCED_LEVELS, (projections.first, projections.second), strict=True

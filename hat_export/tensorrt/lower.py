@@ -7,7 +7,6 @@ and its recall can be measured there.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,8 @@ import onnx
 
 from hat_export.base.progress import Progress
 from hat_export.bundle.bundle import (
+    FORMAT_VERSION,
     GRAPHS,
-    PROJECTIONS,
-    SELF_TEST,
-    TOKENIZER,
     Bundle,
     Manifest,
     list_files,
@@ -82,8 +79,7 @@ def lower_bundle(
     Raises:
         BundleError: if the graphs give no finite results in float32.
     """
-    for name in (TOKENIZER, PROJECTIONS, SELF_TEST):
-        shutil.copyfile(source.file(name), folder / name)
+    source.copy_to(folder)
     form = "decomposed" if precision == "fp32" else source.manifest.attention_form
     graphs = {}
     for name in GRAPHS:
@@ -110,6 +106,7 @@ def lower_bundle(
         graphs[name] = written
     manifest = replace(
         source.manifest,
+        format_version=FORMAT_VERSION,
         precision=precision,
         attention_form=form,
         graphs=graphs,

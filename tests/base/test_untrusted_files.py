@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hat_export.base.files import read_arrays
+from hat_export.base.arrays import read_arrays
 from hat_export.base.terminal import printable
 from hat_export.benchmark.latency.record import read_run
 from hat_export.benchmark.latency.report import latency_report
@@ -123,7 +123,7 @@ def test_hashes_are_checked_before_graphs_are_parsed(
     monkeypatch.setattr(
         "hat_export.bundle.bundle.check_graph", lambda path, data: seen.append(path)
     )
-    for name in ("tokenizer.json", "self_test.npz", "text.onnx"):
+    for name in ("tokenizer.json", "self_test.safetensors", "text.onnx"):
         path = bundle_copy / name
         before = path.read_bytes()
         path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
@@ -219,6 +219,31 @@ def test_arrays_of_objects_and_bombs(tmp_path: Path) -> None:
         archive.writestr("a.npy", bytes(257 << 20))
     with pytest.raises(ValueError, match="more than"):
         read_arrays(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        ('{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 16]}}', 16),
+        ('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', 8),
+        ('{"a": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}', 16),
+        ('{"a": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}', 8),
+        ('{"a": {"dtype": "object", "shape": [4], "data_offsets": [0, 16]}}', 16),
+        ("[" * 100_000, 0),
+    ],
+)
+def test_safetensors_are_what_their_headers_say(tmp_path: Path, header: str, size: int) -> None:
+    content = len(header).to_bytes(8, "little") + header.encode() + bytes(size)
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r".+"):
+        read_arrays(tmp_path / "x.safetensors")
+
+
+def test_a_file_of_arrays_is_not_larger_than_any_can_be(tmp_path: Path) -> None:
+    with (tmp_path / "x.safetensors").open("wb") as file:
+        file.truncate(257 << 20)
+    with pytest.raises(ValueError, match="more than"):
+        read_arrays(tmp_path / "x.safetensors")
 
 
 # --------------------------------------------------------------------------------- pictures

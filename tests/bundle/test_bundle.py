@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file
 
 import hat_export
 from hat_export.bundle.bundle import (
@@ -44,7 +45,9 @@ def test_manifest_lists_every_file_and_counts_fused_attention(tiny_bundle: Path)
     assert (text.attention_fused, text.attention_expected) == (4, 4)
 
 
-@pytest.mark.parametrize("name", ["image.onnx", "text.onnx", "self_test.npz", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["image.onnx", "text.onnx", "self_test.safetensors", "tokenizer.json"]
+)
 def test_a_flipped_byte_is_found(bundle_copy: Path, name: str) -> None:
     path = bundle_copy / name
     content = bytearray(path.read_bytes())
@@ -163,6 +166,6 @@ def test_noise_is_fixed(tiny_bundle: Path) -> None:
     ids, mask = noise_captions(spec, 3, 32, seed=2)
     assert mask.sum(1).tolist()[:2] == [32, 2]
     assert noise_pixels(spec, 2, seed=1).shape == (2, 3, 64, 64)
-    with np.load(tiny_bundle / "self_test.npz") as stored:
-        np.testing.assert_array_equal(stored["input_ids"], ids)
-        np.testing.assert_array_equal(stored["pixel_values"], noise_pixels(spec, 2, seed=1))
+    stored = load_file(tiny_bundle / "self_test.safetensors")
+    np.testing.assert_array_equal(stored["input_ids"], ids)
+    np.testing.assert_array_equal(stored["pixel_values"], noise_pixels(spec, 2, seed=1))

@@ -27,7 +27,7 @@ from hat_export.kernels import alignment_torch
 from hat_export.kernels.alignment_triton_tables import SLOTS, TILES, Tile, slot_for, tile_for
 from hat_export.model.alignment import level_scores
 from hat_reference_inputs import KERNEL_CASES, kernel_case
-from places import GOLDEN
+from places import GOLDEN, SUPPORT
 
 TOLERANCE = 2e-6
 TOLERANCE_LAMBDA_100 = 5e-6
@@ -206,7 +206,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Scores:
     code = f"import test_alignment_triton as t; t.interpret({str(target)!r})"
     environment = os.environ | {
         "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(GOLDEN)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(GOLDEN), str(SUPPORT)]),
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from hat_export.bundle.bundle import Bundle
@@ -66,8 +67,8 @@ def test_an_onnx_repository_is_complete(tiny_bundle: Path, tmp_path: Path) -> No
 
 def test_the_warm_up_is_the_self_test(tiny_bundle: Path, tmp_path: Path) -> None:
     write_repository(Bundle.read(tiny_bundle), tmp_path / "models", ServingOptions())
-    with np.load(tiny_bundle / "self_test.npz") as stored:
-        pixels, ids = stored["pixel_values"], stored["input_ids"]
+    stored = load_file(tiny_bundle / "self_test.safetensors")
+    pixels, ids = stored["pixel_values"], stored["input_ids"]
     for name, tensor, values in (
         ("hat_image", "pixel_values", pixels[0]),
         ("hat_text", "input_ids", ids[0]),

@@ -120,7 +120,7 @@ class OnnxRuntimeSession(Session):
     @property
     def projections(self) -> Projections:
         """The projections from stage outputs to features at levels 1 and 2."""
-        return read_projections(self._bundle.file(PROJECTIONS))
+        return read_projections(self._bundle.arrays(PROJECTIONS))
 
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = {"input_ids": ids, "attention_mask": mask}

@@ -126,7 +126,7 @@ class TensorRtSession(Session):
     @property
     def projections(self) -> Projections:
         """The projections from stage outputs to features at levels 1 and 2."""
-        return read_projections(self._bundle.file(PROJECTIONS))
+        return read_projections(self._bundle.arrays(PROJECTIONS))
 
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         words = ids.shape[1]
