@@ -9,7 +9,7 @@ Equal scores are ordered by position: the image that was indexed first comes fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +20,12 @@ from hat_export.errors import InputError
 from hat_export.index.captions import CaptionIndex, check_projections
 from hat_export.index.images import ImageIndex
 from hat_export.kernels.alignment_cpu import score
+from hat_export.score import tiles
 from hat_export.score.captions import PreparedCaptions, prepare
 from hat_export.score.features import TextFeatures
 from hat_export.score.projection import Projections
+from hat_export.score.tiles import Tiling, blocks, indexed_tiles
 from hat_export.spec import LEVEL_ORDER
-
-#: Memory that a block of images, decoded to float32 at one level, may take, in bytes, where a
-#: single image isn't larger. While it is decoded its encoded form is held besides: half as much for
-#: float16 and bfloat16, a quarter for int8, nothing for float32.
-DECODED_BYTES = 32 << 20
-
-#: Captions that are prepared and scored together. At official size (32 words, d = 768) the three
-#: levels take at most 3 x 6.3 MB at full width and 12.6 MB folded.
-CAPTIONS_PER_BLOCK = 64
 
 Captions = TextFeatures | CaptionIndex
 
@@ -65,7 +58,7 @@ def score_index(
     """Exact score of every image of an index with every caption.
 
     Besides the result this holds one block of captions and one block of images
-    (:data:`CAPTIONS_PER_BLOCK`, :data:`DECODED_BYTES`).
+    (:func:`hat_export.score.tiles.indexed_tiles`).
 
     Args:
         index: The images.
@@ -81,15 +74,16 @@ def score_index(
         InputError: if projections or captions are of another model.
         BackendUnavailableError: if the kernel's library is missing.
     """
-    scores = np.empty((len(index), len(captions)), np.float32)
+    _check(index, captions, projections)
+    scores = np.zeros((len(index), len(captions)), np.float32)
     every = np.arange(len(index))
-    for first, block in _blocks(index, captions, projections):
-        for start, part in _level_blocks(index, every, LEVEL_ORDER):
-            total = np.zeros((len(part), len(block)), np.float32)
-            _add_levels(index, part, block, LEVEL_ORDER, threads, total)
-            scores[start : start + len(part), first : first + len(block)] = total
-            done = first * len(index) + (start + len(part)) * len(block)
-            progress.count("pairs scored", done, scores.size)
+    block: PreparedCaptions | None = None
+    for tile in _tiles(index, len(index), len(captions), LEVEL_ORDER):
+        if block is None or tile.opens:
+            block = _prepared(captions, projections, tile.captions)
+        total = scores[tile.rows, tile.columns]
+        _add_levels(index, every[tile.rows], block, LEVEL_ORDER, threads, total)
+        progress.count("pairs scored", tile.done, scores.size)
     return scores
 
 
@@ -107,8 +101,9 @@ def level3_scores(
         float32 [images, captions].
     """
     scores = np.zeros((len(index), len(captions)), np.float32)
-    for start, part in _level_blocks(index, np.arange(len(index)), (3,)):
-        _add_levels(index, part, captions, (3,), threads, scores[start : start + len(part)])
+    every = np.arange(len(index))
+    for tile in _tiles(index, len(index), 1, (3,)):
+        _add_levels(index, every[tile.rows], captions, (3,), threads, scores[tile.rows])
     return scores
 
 
@@ -135,10 +130,9 @@ def pooled_scores(
         everything: np.ndarray = kept @ (captions.pooled * weight).T
         return everything
     scores = np.empty((len(index), len(captions)), np.float32)
-    count = max(1, DECODED_BYTES // (4 * len(weight)))
-    for start in range(0, len(index), count):
-        vectors = index.pooled(np.arange(start, min(start + count, len(index))))
-        scores[start : start + len(vectors)] = vectors @ (captions.pooled * weight).T
+    every = np.arange(len(index))
+    for tile in indexed_tiles(len(index), 1, 4 * len(weight)):
+        scores[tile.rows] = index.pooled(every[tile.rows]) @ (captions.pooled * weight).T
     return scores
 
 
@@ -196,9 +190,11 @@ def coarse_scores(
         InputError: as in :func:`score_index`, and if there are no such candidates.
     """
     source = candidate_source(candidates)
+    _check(index, captions, projections)
     scores = np.empty((len(index), len(captions)), np.float32)
-    for first, block in _blocks(index, captions, projections):
-        scores[:, first : first + len(block)] = source.scores(index, block, threads)
+    for block in blocks(0, len(captions), tiles.CAPTIONS_PER_BLOCK):
+        some = _prepared(captions, projections, block)
+        scores[:, block.start : block.stop] = source.scores(index, some, threads)
     return scores
 
 
@@ -235,19 +231,21 @@ def search(
         raise InputError(
             f"top_k {top_k} with rescore {rescore}: expected 1 <= top_k <= rescore candidates"
         )
+    _check(index, captions, projections)
     hits = []
-    for _, block in _blocks(index, captions, projections):
-        coarse = source.scores(index, block, threads)
-        for number in range(len(block)):
+    for block in blocks(0, len(captions), tiles.CAPTIONS_PER_BLOCK):
+        some = _prepared(captions, projections, block)
+        coarse = source.scores(index, some, threads)
+        for number in range(len(some)):
             chosen = np.sort(top_positions(coarse[:, number], rescore))
             total = np.zeros(len(chosen), np.float32)
             if source.levels:
                 total += coarse[chosen, number]
             rest = tuple(level for level in LEVEL_ORDER if level not in source.levels)
-            caption = block.one(number)
-            for start, part in _level_blocks(index, chosen, rest):
-                column = total[start : start + len(part), None]
-                _add_levels(index, part, caption, rest, threads, column)
+            caption = some.one(number)
+            for tile in _tiles(index, len(chosen), 1, rest):
+                column = total[tile.rows, None]
+                _add_levels(index, chosen[tile.rows], caption, rest, threads, column)
             best = top_positions(total, top_k)
             positions = chosen[best]
             names = tuple(index.ids[position] for position in positions.tolist())
@@ -275,10 +273,8 @@ def top_positions(
     return chosen[np.lexsort((chosen, -scores[chosen]))]
 
 
-def _blocks(
-    index: ImageIndex, captions: Captions, projections: Projections
-) -> Iterator[tuple[int, PreparedCaptions]]:
-    """Position of the first caption, and the captions, of one block after the other."""
+def _check(index: ImageIndex, captions: Captions, projections: Projections) -> None:
+    """Refuse what doesn't belong together."""
     check_projections(index.file, projections)
     if isinstance(captions, CaptionIndex):
         check_projections(captions.file, projections)
@@ -287,22 +283,19 @@ def _blocks(
             f"text features are {captions.levels[0].shape[2]} wide; {index.file.path} has "
             f"{index.spec.dim}"
         )
-    for first in range(0, len(captions), CAPTIONS_PER_BLOCK):
-        stop = min(first + CAPTIONS_PER_BLOCK, len(captions))
-        if isinstance(captions, CaptionIndex):
-            yield first, captions.block(first, stop)
-        else:
-            yield first, prepare(captions[first:stop], projections)
 
 
-def _level_blocks(
-    index: ImageIndex, positions: np.ndarray, levels: tuple[int, ...]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Parts of the positions that stay within :data:`DECODED_BYTES` at the largest level."""
+def _prepared(captions: Captions, projections: Projections, block: range) -> PreparedCaptions:
+    """A block of captions, folded."""
+    if isinstance(captions, CaptionIndex):
+        return captions.block(block.start, block.stop)
+    return prepare(captions[block.start : block.stop], projections)
+
+
+def _tiles(index: ImageIndex, images: int, captions: int, levels: tuple[int, ...]) -> Tiling:
+    """Blocks of images that stay bounded at the largest of some levels."""
     largest = max(int(np.prod(index.layout[f"values_{level}"].shape)) for level in levels)
-    count = max(1, DECODED_BYTES // (4 * largest))
-    for start in range(0, len(positions), count):
-        yield start, positions[start : start + count]
+    return indexed_tiles(images, captions, 4 * largest)
 
 
 def _add_levels(

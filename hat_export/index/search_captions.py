@@ -10,9 +10,7 @@ from hat_export.index.search import Hits, top_positions
 from hat_export.score.alignment import ScorableImages, score_reduced
 from hat_export.score.features import ReducedImages
 from hat_export.score.projection import Projections, pool
-
-#: Captions that are decoded and scored together.
-CAPTIONS_PER_BLOCK = 64
+from hat_export.score.tiles import indexed_tiles
 
 
 def search_captions(
@@ -57,12 +55,9 @@ def search_captions(
             chosen = np.sort(top_positions(coarse @ vector, rescore))
         scorable = ScorableImages.make(image, projections)
         scores = np.empty(len(chosen), np.float32)
-        for start in range(0, len(chosen), CAPTIONS_PER_BLOCK):
-            part = chosen[start : start + CAPTIONS_PER_BLOCK]
-            captions = index.take(part.tolist())
-            scores[start : start + len(part)] = score_reduced(
-                scorable, captions, index.spec, threads
-            )[0]
+        for tile in indexed_tiles(1, len(chosen), 0):
+            captions = index.take(chosen[tile.columns].tolist())
+            scores[tile.columns] = score_reduced(scorable, captions, index.spec, threads)[0]
         best = top_positions(scores, top_k)
         positions = chosen[best]
         names = tuple(index.ids[position] for position in positions.tolist())

@@ -197,14 +197,14 @@ class EncodedDataset(Closing):
     discarded: tuple[str, ...]
 
     def image_level(
-        self, level: int, start: int, stop: int
+        self, level: int, which: slice
     ) -> tuple[Float32[np.ndarray, "images regions width"], Float32[np.ndarray, "images regions"]]:
         """Stage outputs (features at level 3) of some images, and the norms of their features."""
-        return self.images.level(level, self.image_rows[start:stop])
+        return self.images.level(level, self.image_rows[which])
 
-    def caption_levels(self, start: int, stop: int) -> tuple[LevelCaptions, ...]:
+    def caption_levels(self, which: slice) -> tuple[LevelCaptions, ...]:
         """Words of some captions at full width, per level."""
-        return self.texts.take(self.text_rows[start:stop].tolist()).levels
+        return self.texts.take(self.text_rows[which].tolist()).levels
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as the paths of its files; opened anew there."""

@@ -20,8 +20,9 @@ from hat_export.base.ray import RayWorkers, map_with_ray
 from hat_export.data.dataset import PictureStore
 from hat_export.errors import BackendUnavailableError
 from hat_export.parity.embeddings import Batch, EncoderKeys, Features, encode_batch, encoder_keys
-from hat_export.parity.scores import Block, BlockScorer, Levels
+from hat_export.parity.scores import Levels, TileScorer
 from hat_export.runtime.session import Session
+from hat_export.score.tiles import Tile
 
 
 class OpenSession(Protocol):
@@ -66,26 +67,26 @@ def encode_with_ray(
 def score_with_ray(
     workers: RayWorkers,
     progress: Progress,
-    scorer: BlockScorer,
-    blocks: Iterable[Block],
+    scorer: TileScorer,
+    tiles: Iterable[Tile],
 ) -> Iterator[Levels]:
     """Score in Ray actors; for :func:`hat_export.parity.scores.score_levels`.
 
     Args:
         workers: Who scores; they read the features' files under the same paths.
         progress: Told at the end by how many it was done.
-        scorer: Scores a block.
-        blocks: Of captions and images.
+        scorer: Scores a tile.
+        tiles: Of images and captions.
 
     Yields:
-        Scores of each block, in order.
+        Scores of each tile, in order.
 
     Raises:
         BackendUnavailableError: as :func:`encode_with_ray`.
         IndexFileError: if a worker doesn't find the features.
     """
     scorer = replace(scorer, threads=workers.threads)
-    return map_with_ray(workers, _Scorer(_here(), scorer), blocks, progress)
+    return map_with_ray(workers, _Scorer(_here(), scorer), tiles, progress)
 
 
 @dataclass(frozen=True)
@@ -117,18 +118,18 @@ class _Encoder:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scores blocks on a machine that is like the one where the command runs."""
+    """Scores tiles on a machine that is like the one where the command runs."""
 
     like: dict[str, Any]
-    scorer: BlockScorer
+    scorer: TileScorer
 
     @cached_property
-    def _checked(self) -> BlockScorer:
+    def _checked(self) -> TileScorer:
         require_like(self.like)
         return self.scorer
 
-    def __call__(self, block: Block) -> Levels:
-        return self._checked(block)
+    def __call__(self, tile: Tile) -> Levels:
+        return self._checked(tile)
 
 
 def _here() -> dict[str, Any]:

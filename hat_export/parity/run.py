@@ -38,7 +38,7 @@ from hat_export.parity.embeddings import (
 from hat_export.parity.outcome import LOOKED_UP, SIDES, ParityOutcome, ParitySettings, Side
 from hat_export.parity.ray import encode_with_ray, score_with_ray
 from hat_export.parity.scorer_check import OwnScores, ScorerCheck, check_scorers, own_scores
-from hat_export.parity.scores import LevelScores, ScoreBlocks, Scorer, score_here, score_levels
+from hat_export.parity.scores import LevelScores, Scorer, TileWorkers, score_levels
 from hat_export.parity.statistics import Delta, deltas
 from hat_export.parity.top_k_overlap import Kept, top_kept
 from hat_export.score.metrics import fold_mean
@@ -276,13 +276,12 @@ class _Run:
     def _score(
         self, images: EncodedDataset, texts: EncodedDataset, scorer: Scorer, what: str
     ) -> LevelScores:
-        score: ScoreBlocks = score_here
-        parts = 1
+        workers = TileWorkers()
         if (ray := self._settings.ray) is not None:
-            # Twice as many as workers, so that none waits long for the last.
-            score, parts = partial(score_with_ray, ray, self._progress), 2 * ray.workers
+            # Twice as many parts as workers, so that none waits long for the last.
+            workers = TileWorkers(partial(score_with_ray, ray, self._progress), 2 * ray.workers)
         return score_levels(
-            images, texts, scorer, self._folder, self._threads, self._progress, what, score, parts
+            images, texts, scorer, self._folder, self._threads, self._progress, what, workers
         )
 
     def _encode_with(self, side: Side, keys: EncoderKeys) -> Encode | None:

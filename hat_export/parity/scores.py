@@ -1,9 +1,10 @@
 """Scores of a whole dataset per level, streamed from files into files.
 
-Captions are taken block by block, images block by block within; memory holds one block of each,
-whatever the dataset's size. A finished block of captions is on the disk before the next begins, so
-that an interrupted run goes on there. Images of one model may be scored with captions of another.
-Scoring is apart from writing: whoever scores gives blocks in order, and one process writes.
+The tiles are those of :func:`hat_export.score.tiles.streamed_tiles`: memory holds one block of
+captions and one of images, whatever the dataset's size. A finished block of captions is on the disk
+before the next begins, so that an interrupted run goes on there. Images of one model may be scored
+with captions of another. Scoring is apart from writing: whoever scores gives the scores of the
+tiles in order, and one process writes.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ from hat_export.kernels.alignment_cpu import LevelCaptions
 from hat_export.parity.embeddings import EncodedDataset
 from hat_export.score.metrics import row_blocks
 from hat_export.score.projection import Projection
+from hat_export.score.tiles import Tile, Tiling, streamed_tiles
 from hat_export.spec import LEVEL_ORDER, LEVELS, Direction, ModelSpec
-
-#: Memory of a block of captions' words and of a block of images' regions, in bytes.
-CAPTION_BLOCK = 128 << 20
-IMAGE_BLOCK = 64 << 20
 
 STATE = "state.json"
 
@@ -74,26 +72,13 @@ class LevelScores:
     total: Scores
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some images with some captions.
-
-    Attributes:
-        images: First image and the one behind the last.
-        captions: First caption and the one behind the last.
-    """
-
-    images: tuple[int, int]
-    captions: tuple[int, int]
-
-
 #: Level 1, 2 and 3.
 Levels = tuple[Scores, Scores, Scores]
 
 
 @dataclass(frozen=True)
-class BlockScorer:
-    """Scores blocks; captions stay prepared from one block to the next.
+class TileScorer:
+    """Scores tiles; captions stay prepared from one tile to the next.
 
     Attributes:
         images: Whose images.
@@ -106,17 +91,17 @@ class BlockScorer:
     texts: EncodedDataset
     scorer: Scorer
     threads: int
-    _prepared: dict[tuple[int, int], list[LevelCaptions]] = field(
+    _prepared: dict[range, list[LevelCaptions]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
-    def __call__(self, block: Block) -> Levels:
-        """Scores of a block by the native kernel, per level."""
-        prepared = self._captions(block.captions)
+    def __call__(self, tile: Tile) -> Levels:
+        """Scores of a tile by the native kernel, per level."""
+        prepared = self._captions(tile.captions)
         folds = self.images.projections.levels
         found = {}
         for level in LEVEL_ORDER:
-            regions, norms = self.images.image_level(level, *block.images)
+            regions, norms = self.images.image_level(level, tile.rows)
             fold = folds[level - 1]
             if fold is not None and not self._reduced:
                 regions = fold.apply(regions)
@@ -135,11 +120,13 @@ class BlockScorer:
         """Words of t2i attend to full-width regions."""
         return self.scorer.direction == "i2t"
 
-    def _captions(self, block: tuple[int, int]) -> list[LevelCaptions]:
+    def _captions(self, block: range) -> list[LevelCaptions]:
         if block not in self._prepared:
             self._prepared.clear()
             levels = zip(
-                self.texts.caption_levels(*block), self.images.projections.levels, strict=True
+                self.texts.caption_levels(slice(block.start, block.stop)),
+                self.images.projections.levels,
+                strict=True,
             )
             self._prepared[block] = [
                 _folded(captions, fold) if self._reduced else captions for captions, fold in levels
@@ -147,28 +134,36 @@ class BlockScorer:
         return self._prepared[block]
 
 
-#: Scores blocks with a scorer; gives the levels of each, in order.
-ScoreBlocks = Callable[[BlockScorer, Iterable[Block]], Iterator[Levels]]
+#: Scores tiles with a scorer; gives the levels of each, in order.
+ScoreTiles = Callable[[TileScorer, Iterable[Tile]], Iterator[Levels]]
 
 
-def score_here(scorer: BlockScorer, blocks: Iterable[Block]) -> Iterator[Levels]:
+def score_here(scorer: TileScorer, tiles: Iterable[Tile]) -> Iterator[Levels]:
     """Score in this process."""
-    return map(scorer, blocks)
+    return map(scorer, tiles)
 
 
-def _blocks(
-    images: ModelSpec, texts: ModelSpec, count: int, captions: range, parts: int
-) -> Iterator[Block]:
-    """All images for some captions, then for the next."""
-    width = max(1, CAPTION_BLOCK // (texts.max_words * LEVELS * 4 * texts.dim))
-    height = max(
-        1, IMAGE_BLOCK // sum(4 * regions * images.dim for regions in images.level_regions)
+@dataclass(frozen=True)
+class TileWorkers:
+    """Who scores tiles.
+
+    Attributes:
+        run: Scores them.
+        parts: Into how many blocks at least the images are cut, so that there is work for several.
+    """
+
+    run: ScoreTiles = score_here
+    parts: int = 1
+
+
+def _tiles(images: EncodedDataset, texts: EncodedDataset, parts: int, start: int) -> Tiling:
+    """All images for some captions, then for the next; captions before ``start`` left out."""
+    image, text = images.spec, texts.spec
+    sizes = (
+        sum(4 * regions * image.dim for regions in image.level_regions),
+        text.max_words * LEVELS * 4 * text.dim,
     )
-    height = min(height, -(-count // parts))
-    for start in range(captions.start, captions.stop, width):
-        stop = min(start + width, captions.stop)
-        for first in range(0, count, height):
-            yield Block((first, min(first + height, count)), (start, stop))
+    return streamed_tiles(len(images.image_rows), len(texts.text_rows), sizes, parts, start)
 
 
 def score_levels(
@@ -179,8 +174,7 @@ def score_levels(
     threads: int,
     progress: Progress = SILENT,
     what: str = "captions scored",
-    score: ScoreBlocks = score_here,
-    parts: int = 1,
+    workers: TileWorkers = TileWorkers(),
 ) -> LevelScores:
     """Score the images of one model with the captions of one, of the same or of another.
 
@@ -190,10 +184,9 @@ def score_levels(
         scorer: Whose constants.
         folder: The cache.
         threads: Threads of the kernel.
-        progress: Told after each block, in captions.
+        progress: Told after each tile, in captions.
         what: What to call this in the progress.
-        score: Who scores.
-        parts: Into how many blocks at least the images are cut, so that there is work for several.
+        workers: Who scores.
 
     Returns:
         Scores by the native kernel, memory-mapped.
@@ -222,18 +215,17 @@ def score_levels(
     done = finished[-1].stop if finished else 0
     if done < captions:
         progress.count(what, done, captions)
-    blocks = list(_blocks(images.spec, texts.spec, count, range(done, captions), parts))
-    for block, found in zip(
-        blocks, score(BlockScorer(images, texts, scorer, threads), blocks), strict=True
-    ):
-        (first, last), (start, stop) = block.images, block.captions
-        for matrix, scores in zip(matrices, (*found, _summed(found)), strict=True):
-            matrix[first:last, start:stop] = scores
-        progress.count(what, start + (stop - start) * last // count, captions)
-        if last == count:
+    tiles = list(_tiles(images, texts, workers.parts, done))
+    found = workers.run(TileScorer(images, texts, scorer, threads), tiles)
+    for tile, scores in zip(tiles, found, strict=True):
+        for matrix, part in zip(matrices, (*scores, _summed(scores)), strict=True):
+            matrix[tile.rows, tile.columns] = part
+        progress.count(what, tile.done // count, captions)
+        if tile.closes:
             for matrix in matrices:
                 matrix.flush()
-            finished.append(_Finished(stop, _checksums(matrices, start, stop)))
+            block = tile.captions
+            finished.append(_Finished(block.stop, _checksums(matrices, block.start, block.stop)))
             write_text(work / STATE, json.dumps([asdict(one) for one in finished]))
     first_level, second, third = levels
     return LevelScores((first_level, second, third), total)

@@ -17,6 +17,7 @@ from hat_export.runtime.session import Session
 from hat_export.score.alignment import ScorableImages, score_reduced
 from hat_export.score.captions import PreparedCaptions, prepare
 from hat_export.score.features import ImageFeatures, TextFeatures
+from hat_export.score.tiles import blocks, encoded_tiles, order_by_length
 
 ImagesT = TypeVar("ImagesT")
 TextsT = TypeVar("TextsT")
@@ -51,9 +52,9 @@ def caption_batches(
         return
     ids, mask = session.tokenizer.encode(captions)
     lengths = mask.sum(1)
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    order = order_by_length(lengths)
+    for block in blocks(0, len(order), batch):
+        chosen = order[block.start : block.stop]
         words = int(lengths[chosen].max())
         yield CaptionBatch(chosen, ids[chosen, :words], mask[chosen, :words])
 
@@ -112,11 +113,11 @@ def score_dataset(
         DatasetError: if an image can't be read.
     """
     if session.scores_reduced:
-        return _score_blocks(_reduced(session), session, dataset, batch, progress)
-    return _score_blocks(_full(session), session, dataset, batch, progress)
+        return _score_tiles(_reduced(session), session, dataset, batch, progress)
+    return _score_tiles(_full(session), session, dataset, batch, progress)
 
 
-def _score_blocks(
+def _score_tiles(
     score: _Scoring[ImagesT, TextsT],
     session: Session,
     dataset: CaptionDataset,
@@ -124,19 +125,23 @@ def _score_blocks(
     progress: Progress,
 ) -> np.ndarray:
     captions = dataset.captions
-    texts = [
-        (positions, score.prepare(features))
-        for positions, features in encode_captions(session, captions, batch, progress)
-    ]
+    positions, texts = [], []
+    for some, features in encode_captions(session, captions, batch, progress):
+        positions.append(some)
+        texts.append(score.prepare(features))
     total = len(dataset.entries)
     scores = np.empty((total, len(captions)), np.float32)
+    if not captions:
+        return scores
     pictures = dataset.images()
-    for start in range(0, total, batch):
-        count = min(batch, total - start)
-        images = score.encode([next(pictures) for _ in range(count)])
-        for positions, prepared in texts:
-            scores[start : start + count, positions] = score.run(images, prepared)
-        progress.count("images scored", start + count, total)
+    images: ImagesT | None = None
+    for tile in encoded_tiles(total, np.concatenate(positions), batch):
+        if images is None or tile.opens:
+            images = score.encode([next(pictures) for _ in tile.images])
+        prepared = texts[tile.captions.start // batch]
+        scores[tile.rows, tile.columns] = score.run(images, prepared)
+        if tile.closes:
+            progress.count("images scored", tile.images.stop, total)
     return scores
 
 

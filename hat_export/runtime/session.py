@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -13,15 +13,10 @@ from hat_export.base.closing import Closing
 from hat_export.data.preprocess import ImageLike, ImagePreprocessor
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import BackendUnavailableError, InputError
+from hat_export.score.alignment import ScoreFeatures
 from hat_export.score.features import ImageFeatures, ReducedImages, TextFeatures
 from hat_export.score.projection import Projections
 from hat_export.spec import ModelSpec
-
-#: Scores of one block of images with one block of captions, float32 [images, captions].
-ScoreBlock = Callable[[ImageFeatures, TextFeatures], np.ndarray]
-
-#: Memory that one block of the batched score may take for its word-region products, in bytes.
-SCORE_BLOCK_BYTES = 32 << 20
 
 
 class Session(Closing, ABC):
@@ -30,15 +25,26 @@ class Session(Closing, ABC):
     Args:
         spec: The architecture.
         tokenizer: Captions to word pieces.
+        projections: From stage outputs to features at levels 1 and 2.
         backend: Name of the backend, for reports.
         threads: Threads that the backend may use.
+
+    Attributes:
+        projections: Those given: read, checked and hashed once, when the session is opened, which
+            owns them. An index is opened with them and owns them from then on.
     """
 
     def __init__(
-        self, spec: ModelSpec, tokenizer: CaptionTokenizer, backend: str, threads: int
+        self,
+        spec: ModelSpec,
+        tokenizer: CaptionTokenizer,
+        projections: Projections,
+        backend: str,
+        threads: int,
     ) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
+        self.projections = projections
         self.preprocess = ImagePreprocessor.from_spec(spec)
         self.backend = backend
         self.threads = threads
@@ -155,7 +161,7 @@ class Session(Closing, ABC):
                 )
         return self._score(images, texts)
 
-    def scorers(self) -> Mapping[str, ScoreBlock]:
+    def scorers(self) -> Mapping[str, ScoreFeatures]:
         """Every way in which this session can score features, by name; all should agree."""
         return {"own score": self.score}
 
@@ -182,11 +188,6 @@ class Session(Closing, ABC):
     @abstractmethod
     def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         """Stage outputs at levels 1 and 2 and features at level 3 of a non-empty, checked batch."""
-
-    @property
-    @abstractmethod
-    def projections(self) -> Projections:
-        """The projections from stage outputs to features at levels 1 and 2."""
 
     @abstractmethod
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -239,33 +240,3 @@ class Session(Closing, ABC):
             )
         if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
             raise InputError(f"a word-piece id is outside of 0 .. {self.spec.vocab_size - 1}")
-
-
-def score_in_blocks(
-    images: ImageFeatures, texts: TextFeatures, score_block: ScoreBlock
-) -> Float32[np.ndarray, "images captions"]:
-    """Score in blocks of bounded memory, captions of like length together.
-
-    Args:
-        images: All images.
-        texts: All captions.
-        score_block: Scores a block; its memory grows with images x regions x captions x words.
-
-    Returns:
-        float32 [images, captions].
-    """
-    scores = np.empty((len(images), len(texts)), np.float32)
-    regions = max(level.shape[1] for level in images.levels)
-    order = np.argsort(texts.lengths, kind="stable")
-    captions_per_block = 64
-    for start in range(0, len(texts), captions_per_block):
-        chosen = order[start : start + captions_per_block]
-        words = int(texts.lengths[chosen].max())
-        block = TextFeatures(
-            tuple(level[chosen, :words] for level in texts.levels), texts.lengths[chosen]
-        )
-        count = max(1, SCORE_BLOCK_BYTES // (4 * regions * words * len(chosen)))
-        for first in range(0, len(images), count):
-            part = score_block(images[first : first + count], block)
-            scores[first : first + count, chosen] = part
-    return scores

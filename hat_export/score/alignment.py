@@ -1,7 +1,8 @@
-"""The alignment score by the native kernel: of features, and of their reduced form."""
+"""The alignment score by the native kernel of features and of their reduced form; blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,11 @@ from hat_export.kernels import alignment_cpu
 from hat_export.score.captions import PreparedCaptions
 from hat_export.score.features import ImageFeatures, ReducedImages, TextFeatures
 from hat_export.score.projection import Projections
+from hat_export.score.tiles import Tile, feature_tiles
 from hat_export.spec import LEVEL_ORDER, ModelSpec
+
+#: Scores some images with some captions, float32 [images, captions].
+ScoreFeatures = Callable[[ImageFeatures, TextFeatures], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,36 @@ def score_with_kernel(
             total=total,
         )
     return total
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Features that are scored together.
+
+    Attributes:
+        tile: Where they stand among all.
+        images: The images of the tile.
+        texts: The captions of the tile, cut to the longest.
+    """
+
+    tile: Tile
+    images: ImageFeatures
+    texts: TextFeatures
+
+
+def feature_blocks(images: ImageFeatures, texts: TextFeatures) -> Iterator[FeatureBlock]:
+    """Blocks for a formula whose memory grows with images x regions x captions x words.
+
+    Args:
+        images: All images.
+        texts: All captions.
+
+    Yields:
+        Blocks of bounded memory, captions of like length together.
+    """
+    regions = max(level.shape[1] for level in images.levels)
+    some = texts[:0]
+    for tile in feature_tiles(len(images), regions, texts.lengths):
+        if tile.opens:
+            some = texts[tile.columns]
+        yield FeatureBlock(tile, images[tile.rows], some)

@@ -71,8 +71,8 @@ class TextFeatures:
         """Number of captions."""
         return len(self.lengths)
 
-    def __getitem__(self, which: slice) -> TextFeatures:
-        """Some of the captions, cut to the longest of them."""
+    def __getitem__(self, which: slice | Int64[np.ndarray, " chosen"]) -> TextFeatures:
+        """Some of the captions, by their positions, cut to the longest of them."""
         lengths = self.lengths[which]
         words = int(lengths.max(initial=1))
         return TextFeatures(tuple(level[which, :words] for level in self.levels), lengths)

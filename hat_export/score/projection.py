@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,9 @@ class Projections:
         """Per level; None where the features themselves are kept."""
         return (self.first, self.second, None)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hash of all weights and biases, as hex digits."""
+        """Hash of all weights and biases, as hex digits; computed once."""
         digest = hashlib.sha256()
         for level in (self.first, self.second):
             for array in (level.weight, level.bias):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hat_export.index.images
-import hat_export.index.search
+import hat_export.score.tiles
 from hat_export.benchmark.search import choose_candidates
 from hat_export.errors import InputError
 from hat_export.index.captions import CaptionIndex
@@ -120,7 +120,7 @@ def test_blocks_and_threads_change_no_score(
     whole = score_index(index, data.texts, data.projections)
     seen: list[tuple[str, int, int]] = []
     # Three images of the largest level at a time.
-    monkeypatch.setattr(hat_export.index.search, "DECODED_BYTES", 3 * 4 * 64 * 32)
+    monkeypatch.setattr(hat_export.score.tiles, "DECODED_BYTES", 3 * 4 * 64 * 32)
     pieces = score_index(
         index, data.texts, data.projections, 2, CountCalls(lambda *progress: seen.append(progress))
     )
@@ -128,7 +128,7 @@ def test_blocks_and_threads_change_no_score(
     assert [done for _, done, _ in seen] == [CAPTIONS * n for n in (3, 6, 9, 12, 15, 18, 20)]
     assert {(what, total) for what, _, total in seen} == {("pairs scored", IMAGES * CAPTIONS)}
     # Words are folded by one matrix product a block, whose rounding depends on its size.
-    monkeypatch.setattr(hat_export.index.search, "CAPTIONS_PER_BLOCK", 4)
+    monkeypatch.setattr(hat_export.score.tiles, "CAPTIONS_PER_BLOCK", 4)
     small = score_index(index, data.texts, data.projections)
     np.testing.assert_allclose(small, whole, rtol=0, atol=TOLERANCES["float32"])
 
@@ -146,7 +146,7 @@ def test_only_a_bounded_block_is_decoded(
         largest = max(largest, values.nbytes)
         return values, norms
 
-    monkeypatch.setattr(hat_export.index.search, "DECODED_BYTES", limit)
+    monkeypatch.setattr(hat_export.score.tiles, "DECODED_BYTES", limit)
     monkeypatch.setattr(ImageIndex, "level", watched)
     score_index(index, data.texts, data.projections)
     assert largest == limit

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import hat_export
+import hat_export.score.tiles
 from hat_export.base.progress import SILENT
 from hat_export.data.dataset import CaptionDataset, CaptionedImage, ImageStore
 from hat_export.errors import InputError, OutputError
@@ -151,8 +152,9 @@ def test_interrupted_scoring_goes_on(
 ) -> None:
     found = encoded(torch_session, dataset, tmp_path, "a")
     whole = scored(found, tmp_path / "whole")
-    monkeypatch.setattr(scores_module, "CAPTION_BLOCK", 1)  # one caption at a time
-    monkeypatch.setattr(scores_module, "IMAGE_BLOCK", 1)
+    # One caption and one image at a time.
+    monkeypatch.setattr(hat_export.score.tiles, "STREAMED_CAPTION_BYTES", 1)
+    monkeypatch.setattr(hat_export.score.tiles, "STREAMED_IMAGE_BYTES", 1)
     seen: list[int] = []
 
     def stop(what: str, done: int, total: int) -> None:
@@ -198,7 +200,7 @@ def test_damaged_scores_are_made_again(
     damage: str,
 ) -> None:
     found = encoded(torch_session, dataset, tmp_path, "a")
-    monkeypatch.setattr(scores_module, "CAPTION_BLOCK", 1)  # many blocks
+    monkeypatch.setattr(hat_export.score.tiles, "STREAMED_CAPTION_BYTES", 1)  # many blocks
     whole = np.array(scored(found, tmp_path).total)
     (path,) = tmp_path.glob(f"scores-*/{name}")
     content = bytearray(path.read_bytes())

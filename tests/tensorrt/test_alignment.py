@@ -18,7 +18,7 @@ from hat_export.parity.comparison import compare
 from hat_export.parity.statistics import RECALLS, deltas
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.evaluate import encode_captions
-from hat_export.runtime.session import score_in_blocks
+from hat_export.score.alignment import feature_blocks
 from hat_export.score.features import ImageFeatures, TextFeatures
 from hat_export.tensorrt.lower import fp16_products
 from places import DEMO
@@ -94,13 +94,14 @@ def scores(
     options.intra_op_num_threads = 2
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
 
-    def block(images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
-        feed = dict(zip(IMAGE_OUTPUTS, images.levels, strict=True))
-        feed |= dict(zip(TEXT_OUTPUTS, texts.levels, strict=True))
-        result: np.ndarray = session.run(["scores"], feed | {"attention_mask": texts.mask})[0]
-        return result
-
-    return score_in_blocks(*features, block)
+    images, texts = features
+    found = np.empty((len(images), len(texts)), np.float32)
+    for block in feature_blocks(images, texts):
+        feed = dict(zip(IMAGE_OUTPUTS, block.images.levels, strict=True))
+        feed |= dict(zip(TEXT_OUTPUTS, block.texts.levels, strict=True))
+        feed["attention_mask"] = block.texts.mask
+        found[block.tile.rows, block.tile.columns] = session.run(["scores"], feed)[0]
+    return found
 
 
 @pytest.fixture(scope="module")

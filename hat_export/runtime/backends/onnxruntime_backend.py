@@ -20,10 +20,10 @@ from hat_export.bundle.bundle import (
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import BackendUnavailableError, BundleError, InputError
 from hat_export.kernels import operators
-from hat_export.runtime.session import ScoreBlock, Session, score_in_blocks
-from hat_export.score.alignment import score_with_kernel
+from hat_export.runtime.session import Session
+from hat_export.score.alignment import ScoreFeatures, feature_blocks, score_with_kernel
 from hat_export.score.features import ImageFeatures, TextFeatures
-from hat_export.score.projection import Projections, read_projections
+from hat_export.score.projection import read_projections
 
 #: Attention form of bundles that need this project's own operators.
 PACKED_ATTENTION = "packed"
@@ -72,7 +72,8 @@ class OnnxRuntimeSession(Session):
     def __init__(self, bundle: Bundle, threads: int) -> None:
         spec = bundle.manifest.spec
         tokenizer = CaptionTokenizer.from_file(bundle.file(TOKENIZER), spec.max_words)
-        super().__init__(spec, tokenizer, self.backend_name, threads)
+        projections = read_projections(bundle.arrays(PROJECTIONS))
+        super().__init__(spec, tokenizer, projections, self.backend_name, threads)
         if bundle.manifest.precision not in self.precisions:
             raise BackendUnavailableError(
                 f"{bundle.path}: ONNX Runtime's CPU provider has no {bundle.manifest.precision} "
@@ -117,11 +118,6 @@ class OnnxRuntimeSession(Session):
     def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         return self._run("image", REDUCED_OUTPUTS, {"pixel_values": pixels})
 
-    @property
-    def projections(self) -> Projections:
-        """The projections from stage outputs to features at levels 1 and 2."""
-        return read_projections(self._bundle.arrays(PROJECTIONS))
-
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         feed = {"input_ids": ids, "attention_mask": mask}
         return self._run("text", TEXT_OUTPUTS, feed)
@@ -147,9 +143,13 @@ class OnnxRuntimeSession(Session):
         self._check_process()
         if "alignment" not in self._graphs:
             self._graphs["alignment"] = self._load("alignment")
-        return score_in_blocks(images, texts, self._score_block)
+        scores = np.empty((len(images), len(texts)), np.float32)
+        for block in feature_blocks(images, texts):
+            found = self._score_block(block.images, block.texts)
+            scores[block.tile.rows, block.tile.columns] = found
+        return scores
 
-    def scorers(self) -> Mapping[str, ScoreBlock]:
+    def scorers(self) -> Mapping[str, ScoreFeatures]:
         """The native kernel on whole features, and the bundle's alignment graph."""
         return {"own score": self.score, "alignment graph": self.score_with_graph}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from hat_export.errors import BackendUnavailableError, EngineError, InputError
 from hat_export.runtime.backends.alignment_inputs import pack_captions, plugin_inputs
 from hat_export.runtime.backends.cuda import Cuda, open_cuda
 from hat_export.runtime.backends.engine_runner import PARTS, EngineRunner
-from hat_export.runtime.session import Session, score_in_blocks
+from hat_export.runtime.session import Session
 from hat_export.runtime.trt_library import Gpu, TensorRT, find_gpu, load_library
+from hat_export.score.alignment import feature_blocks
 from hat_export.score.features import ImageFeatures, TextFeatures
-from hat_export.score.projection import Projections, read_projections
+from hat_export.score.projection import read_projections
 
 #: Most execution contexts of one engine: each has memory for its own activations.
 MOST_CONTEXTS = 4
@@ -61,7 +61,8 @@ class TensorRtSession(Session):
                 f"hat-export trt {shlex.quote(str(bundle.path))} OUT"
             )
         tokenizer = CaptionTokenizer.from_file(bundle.file(TOKENIZER), spec.max_words)
-        super().__init__(spec, tokenizer, "tensorrt", threads)
+        projections = read_projections(bundle.arrays(PROJECTIONS))
+        super().__init__(spec, tokenizer, projections, "tensorrt", threads)
         self._bundle = bundle
         library = load_library(engines["image"].library)
         cuda = open_cuda()
@@ -123,11 +124,6 @@ class TensorRtSession(Session):
     def _reduce_images(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         return self._in_batches("image", "images", {"pixel_values": pixels}, REDUCED_OUTPUTS)
 
-    @property
-    def projections(self) -> Projections:
-        """The projections from stage outputs to features at levels 1 and 2."""
-        return read_projections(self._bundle.arrays(PROJECTIONS))
-
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         words = ids.shape[1]
         feed = self._with_words("text", {"input_ids": ids, "attention_mask": mask})
@@ -136,7 +132,10 @@ class TensorRtSession(Session):
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         runs: list[dict[str, float]] = []
-        scores = score_in_blocks(images, texts, partial(self._score_block, runs))
+        scores = np.empty((len(images), len(texts)), np.float32)
+        for block in feature_blocks(images, texts):
+            found = self._score_block(runs, block.images, block.texts)
+            scores[block.tile.rows, block.tile.columns] = found
         self._parts["alignment"] = _added(runs)
         return scores
 

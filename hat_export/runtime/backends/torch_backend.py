@@ -14,7 +14,8 @@ from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.model.alignment import alignment_scores
 from hat_export.model.checkpoint import load_hat
 from hat_export.model.hat import HAT
-from hat_export.runtime.session import Session, score_in_blocks
+from hat_export.runtime.session import Session
+from hat_export.score.alignment import feature_blocks
 from hat_export.score.features import ImageFeatures, TextFeatures
 from hat_export.score.projection import Projection, Projections
 from hat_export.spec import LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
@@ -24,7 +25,7 @@ class TorchSession(Session):
     """A HAT in PyTorch, float32, eager.
 
     Args:
-        model: In eval mode.
+        model: In eval mode; its weights stay as they are while the session is open.
         tokenizer: Its tokenizer.
         threads: Intra-operator threads; a setting of the whole process.
 
@@ -33,7 +34,7 @@ class TorchSession(Session):
     """
 
     def __init__(self, model: HAT, tokenizer: CaptionTokenizer, threads: int) -> None:
-        super().__init__(model.spec, tokenizer, "torch", threads)
+        super().__init__(model.spec, tokenizer, projections_of(model), "torch", threads)
         self.model = model
 
     def weights_sha256(self, component: str) -> str:
@@ -62,11 +63,6 @@ class TorchSession(Session):
             projection = cast(torch.nn.Linear, self.model.cross_modal_image_transform)
             return _arrays((first, second, projection(third)))
 
-    @property
-    def projections(self) -> Projections:
-        """The projections from stage outputs to features at levels 1 and 2."""
-        return projections_of(self.model)
-
     def _encode_texts(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
@@ -75,19 +71,17 @@ class TorchSession(Session):
 
     def _score(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
         torch.set_num_threads(self.threads)
-        return score_in_blocks(images, texts, self._score_block)
-
-    def _score_block(self, images: ImageFeatures, texts: TextFeatures) -> np.ndarray:
+        scores = np.empty((len(images), len(texts)), np.float32)
         with torch.inference_mode():
-            scores = alignment_scores(
-                [_tensor(level) for level in images.levels],
-                [_tensor(level) for level in texts.levels],
-                torch.from_numpy(texts.mask).bool(),
-                self.spec.softmax_lambda,
-                self.spec.direction,
-            )
-        result: np.ndarray = scores.numpy()
-        return result
+            for block in feature_blocks(images, texts):
+                scores[block.tile.rows, block.tile.columns] = alignment_scores(
+                    [_tensor(level) for level in block.images.levels],
+                    [_tensor(level) for level in block.texts.levels],
+                    torch.from_numpy(block.texts.mask).bool(),
+                    self.spec.softmax_lambda,
+                    self.spec.direction,
+                ).numpy()
+        return scores
 
 
 def open_checkpoint(
