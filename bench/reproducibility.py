@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import hat_export
-from hat_export.base.hardware import hardware
-from hat_export.base.machine import environment
+from hat_export.base.machine import environment, hardware
 from hat_export.base.progress import SILENT
 from hat_export.benchmark.latency.cases import Sizes
 from hat_export.benchmark.latency.compare import MARGIN, Change, compare_runs

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hat_export.base.hardware import hardware
-from hat_export.base.machine import environment
+from hat_export.base.machine import environment, hardware
 
 FOLDER = Path(__file__).resolve().parent / "results"
 

@@ -16,7 +16,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from hat_export.base.machine import package_versions
+from hat_export.base.packages import package_versions
 
 STARTS = {
     "python alone": "pass",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hat_export.base.machine import CACHE_VARIABLE
+from hat_export.base.cache import CACHE_VARIABLE
 from hat_export.spec import ModelSpec
 from places import GOLDEN, VOCABULARY
 

@@ -105,8 +105,7 @@ def latency_command(
     """Time preprocessing, encoders, scoring and search of several targets in turn, in one run."""
     from functools import partial
 
-    from hat_export.base.hardware import hardware
-    from hat_export.base.machine import default_threads, environment
+    from hat_export.base.machine import default_threads, environment, hardware
     from hat_export.benchmark.latency.bounds import bounds_of
     from hat_export.benchmark.latency.cases import Sizes
     from hat_export.benchmark.latency.process import INCLUDED

@@ -90,8 +90,7 @@ def load_command(
     require_signature: SignatureOption = None,
 ) -> None:
     """Run MLPerf LoadGen's scenarios; exit status 1 if LoadGen calls one of them invalid."""
-    from hat_export.base.hardware import hardware
-    from hat_export.base.machine import default_threads, environment
+    from hat_export.base.machine import default_threads, environment, hardware
     from hat_export.benchmark.load.report import load_report
     from hat_export.benchmark.load.scenarios import SCENARIOS, Load, loadgen, run_scenarios
     from hat_export.benchmark.load.work import WORKS

@@ -127,7 +127,7 @@ def parity_command(
     With --engine ray, workers of --threads threads each, one if not given, encode and score;
     models, data and --cache must be under the same paths on every machine.
     """
-    from hat_export.base.machine import default_cache
+    from hat_export.base.cache import default_cache
     from hat_export.bundle.reproduce import write_reproduction
     from hat_export.data.readers import read_dataset
     from hat_export.parity.budget import Verdict, parse_budget

@@ -143,7 +143,11 @@ def trt_command(
     threads: ThreadsOption = None,
     cache: Annotated[
         Path | None,
-        option("--cache", ": engines [~/.cache/hat-export/engines]", show_default=False),
+        option(
+            "--cache",
+            ": engines [~/.cache/hat-export/engines, or $HAT_EXPORT_CACHE/engines]",
+            show_default=False,
+        ),
     ] = None,
     no_cache: Annotated[bool, option("--no-cache", ", and build anew")] = False,
     require_signature: SignatureOption = None,
@@ -154,6 +158,7 @@ def trt_command(
     logs. The graphs run on the CPU first, with the roundings of their precision, and have to agree
     with PyTorch. Which attention layers are fused is read from the engines themselves.
     """
+    from hat_export.base.cache import default_cache
     from hat_export.base.packages import require_packages
     from hat_export.data.readers import read_dataset
     from hat_export.errors import InputError
@@ -184,7 +189,6 @@ def trt_command(
     require_packages("onnx", "onnxruntime")
     from hat_export.report.report import write_report
     from hat_export.runtime.trt_library import load_library
-    from hat_export.tensorrt.cache import default_cache
     from hat_export.tensorrt.engine_export import export_engines
     from hat_export.tensorrt.engine_report import engine_report
     from hat_export.tensorrt.request import choose_targets
@@ -204,7 +208,7 @@ def trt_command(
         ),
         spec=common.read_spec(spec),
         vocabulary=vocabulary,
-        cache=None if no_cache else cache or default_cache(),
+        cache=None if no_cache else cache or default_cache() / "engines",
         overwrite=overwrite,
         threads=threads,
         progress=common.progress(quiet),

@@ -1,22 +1,42 @@
-"""Facts about the machine and the software, for manifests and reports."""
+"""Facts about this machine, as manifests and reports record them, and the memory of this process.
+
+What the system doesn't tell is :data:`NOT_KNOWN`, or None where a number is asked for.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "hat-export",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "torch",
-    "timm",
-    "transformers",
-    "tokenizers",
+from hat_export.base.packages import package_versions
+
+NOT_KNOWN = "not known"
+
+#: What matters to integer and low-precision arithmetic, as Linux spells it in /proc/cpuinfo.
+CPU_FEATURES = (
+    "avx2 avx512f avx_vnni avx512_vnni avx512_bf16 avx512_fp16 amx_int8 amx_bf16 asimd asimddp "
+    "i8mm bf16 sve"
+).split()
+
+#: Instruction sets that kernels are chosen by, as Linux names them (x86-64 and Arm).
+KERNEL_FLAGS = (
+    "sse4_2 fma avx avx2 f16c avx_vnni avx512f avx512vl avx512bw avx512_vnni avx512_bf16 "
+    "avx512_fp16 amx_tile amx_int8 amx_bf16 asimd asimdhp asimddp bf16 i8mm sve sve2"
+).split()
+
+#: Variables by which users set the number and the waiting of threads.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "KMP_BLOCKTIME",
+    "GOMP_CPU_AFFINITY",
+    "TOKENIZERS_PARALLELISM",
 )
 
 
@@ -25,63 +45,21 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-#: Names another folder for what may be kept between runs.
-CACHE_VARIABLE = "HAT_EXPORT_CACHE"
-
-
-def default_cache() -> Path:
-    """Where features and scores are kept between runs: as the XDG base directories say."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hat-export"
-
-
-def package_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of the installed ones among some packages."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-#: What matters to integer and low-precision arithmetic, as Linux spells it in /proc/cpuinfo.
-CPU_FEATURES = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_int8",
-    "amx_bf16",
-    "asimd",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-)
-
-
 def cpu_features() -> frozenset[str]:
     """Which of :data:`CPU_FEATURES` this CPU has; none where the system isn't Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split()) & set(CPU_FEATURES)
-    return frozenset()
+    return _cpu_flags() & frozenset(CPU_FEATURES)
+
+
+def environment() -> dict[str, Any]:
+    """Machine and package versions, as reports record them."""
+    return {"machine": machine(), "versions": package_versions()}
 
 
 def machine() -> dict[str, str | int | float]:
-    """What a timing needs beside it: CPU model, cores, load, system."""
+    """What a result needs beside it: CPU model, cores, load, system."""
+    model = _field(_text("/proc/cpuinfo"), ("model name", "Hardware"))
     facts: dict[str, str | int | float] = {
-        "cpu": _cpu_model(),
+        "cpu": model or platform.processor() or "unknown",
         "architecture": platform.machine(),
         "cores": default_threads(),
         "system": platform.platform(),
@@ -92,9 +70,23 @@ def machine() -> dict[str, str | int | float]:
     return facts
 
 
-def environment() -> dict[str, Any]:
-    """Machine and package versions, as reports record them."""
-    return {"machine": machine(), "versions": package_versions()}
+def hardware() -> dict[str, Any]:
+    """What a timing hangs on besides: instruction sets, clock, load, pinning, accelerator."""
+    flags = _cpu_flags()
+    memory = _field(_text("/proc/meminfo"), ("MemTotal",))
+    return {
+        "cpu_flags": " ".join(flag for flag in KERNEL_FLAGS if flag in flags) or NOT_KNOWN,
+        "virtual_machine": ("yes" if "hypervisor" in flags else "no") if flags else NOT_KNOWN,
+        "frequency_mhz": _field(_text("/proc/cpuinfo"), ("cpu MHz",)) or NOT_KNOWN,
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
+        or NOT_KNOWN,
+        "cpu_quota": _text("/sys/fs/cgroup/cpu.max").strip() or NOT_KNOWN,
+        "affinity": _affinity(),
+        "thread_variables": _thread_variables(),
+        "load_averages": _load_averages(),
+        "memory_bytes": 1024 * int(memory.split()[0]) if memory else NOT_KNOWN,
+        "gpu": _gpu(),
+    }
 
 
 def peak_memory() -> int | None:
@@ -103,12 +95,9 @@ def peak_memory() -> int | None:
     Linux counts ``ru_maxrss`` over the process that forked this one, too; ``VmHWM`` begins anew
     when a program is started.
     """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    peak = _own_memory("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:
@@ -119,20 +108,60 @@ def peak_memory() -> int | None:
 
 def private_memory() -> int | None:
     """Resident memory of this process in bytes without files that it maps; None where unknown."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = (line.split() for line in lines if line.startswith("RssAnon:"))
-    return next((int(words[1]) * 1024 for words in found), None)
+    return _own_memory("RssAnon")
 
 
-def _cpu_model() -> str:
+def _own_memory(name: str) -> int | None:
+    """A figure that Linux gives in kB for this process, in bytes."""
+    value = _field(_text("/proc/self/status"), (name,))
+    return 1024 * int(value.split()[0]) if value else None
+
+
+def _cpu_flags() -> frozenset[str]:
+    return frozenset(_field(_text("/proc/cpuinfo"), ("flags", "Features")).split())
+
+
+def _text(path: str) -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or "unknown"
-    for line in lines:
-        if line.startswith(("model name", "Hardware")):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+        return ""
+
+
+def _field(text: str, names: tuple[str, ...]) -> str:
+    """The value of the first line ``NAME: VALUE``; empty if there is none."""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _affinity() -> str:
+    if not hasattr(os, "sched_getaffinity"):
+        return NOT_KNOWN
+    allowed = sorted(os.sched_getaffinity(0))
+    pinned = len(allowed) < (os.cpu_count() or 0)
+    cores = ",".join(map(str, allowed))
+    return f"pinned to {cores}" if pinned else f"not pinned ({len(allowed)} cores)"
+
+
+def _thread_variables() -> str:
+    found = [f"{name}={os.environ[name]}" for name in THREAD_VARIABLES if name in os.environ]
+    return " ".join(found) or "none set"
+
+
+def _load_averages() -> str:
+    if not hasattr(os, "getloadavg"):
+        return NOT_KNOWN
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
+def _gpu() -> str:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none found (no nvidia-smi)"
+    found = "; ".join(line.strip() for line in done.stdout.splitlines() if line.strip())
+    return found if done.returncode == 0 and found else "none found"

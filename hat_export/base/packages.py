@@ -1,13 +1,37 @@
-"""Which packages are installed, and how to get those that aren't."""
+"""Which packages are installed, in which versions, and how to get those that aren't."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 from hat_export.errors import BackendUnavailableError
 
 #: Package -> the extra that installs it, where it isn't ``export``.
 EXTRAS = {"onnxruntime": "cpu"}
+
+#: Those whose versions manifests and reports record.
+RECORDED = (
+    "hat-export",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "timm",
+    "transformers",
+    "tokenizers",
+)
+
+
+def package_versions(packages: tuple[str, ...] = RECORDED) -> dict[str, str]:
+    """Versions of the installed ones among some packages."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def require_export_packages(*further: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hat_export.base.files import sha256_of, write_text
-from hat_export.base.machine import package_versions
+from hat_export.base.packages import package_versions
 from hat_export.bundle.bundle import MANIFEST, is_bundle
 from hat_export.report.pages import render
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from hat_export.base.files import check_target, new_folder
-from hat_export.base.machine import default_threads, package_versions
+from hat_export.base.machine import default_threads
+from hat_export.base.packages import package_versions
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
     PROJECTIONS,

@@ -26,7 +26,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.base.closing import Closing
-from hat_export.base.machine import machine, package_versions
+from hat_export.base.machine import machine
+from hat_export.base.packages import package_versions
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Manifest, is_bundle, read_manifest
 from hat_export.data.dataset import CaptionDataset, PictureStore, decode

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from hat_export.base.machine import machine, package_versions
+from hat_export.base.machine import machine
+from hat_export.base.packages import package_versions
 from hat_export.base.progress import Progress
 from hat_export.base.ray import RayWorkers, map_with_ray
 from hat_export.data.dataset import PictureStore

@@ -12,7 +12,7 @@ import onnx
 
 from hat_export.base.atomic import scratch_folder
 from hat_export.base.files import check_target, new_folder, sha256_of
-from hat_export.base.machine import package_versions
+from hat_export.base.packages import package_versions
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import (
     FORMAT_VERSION,

@@ -27,12 +27,6 @@ _LOG = "log"
 _RECORD = "manifest.json"
 
 
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/hat-export/engines``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "hat-export" / "engines"
-
-
 @dataclass(frozen=True)
 class CachedEngine:
     """An engine out of the cache.
