@@ -21,15 +21,16 @@ def make_checkpoint(path: Path) -> None:
     """The stand-in weights in the official layout, as a Lightning-like file."""
     import torch
 
+    from hat_export.base.atomic import partial_file
     from hat_reference_weights import make_weights
 
     table = json.loads((ROOT / "tests/golden/official_state_dict.json").read_text())["tensors"]
     weights = make_weights({name: entry["shape"] for name, entry in table.items()})
     state = {name: torch.from_numpy(array) for name, array in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save({"state_dict": state}, partial)
-    partial.replace(path)  # an interrupted run leaves nothing that looks finished
+    with partial_file(path) as work:  # an interrupted run leaves nothing that looks finished
+        torch.save({"state_dict": state}, work)
+        work.replace(path)
 
 
 def main() -> None:

@@ -274,7 +274,7 @@ def corrupted_cache(trial: Trial) -> Iterator[str | None]:
         return
     _ended(trial.run())
     expected = trial.writer.state()
-    files = sorted(path for path in cache.rglob("*") if path.is_file())
+    files = sorted(path for path in cache.rglob("*") if path.is_file() and path.stat().st_size)
     for path in files:
         content = path.read_bytes()
         middle = len(content) // 2

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+#: The file in a folder whose lock is that of the folder.
+FOLDER_LOCK = "lock"
+
 _AT_FDCWD = -100
 _NOREPLACE = 1
 _EXCHANGE = 2
@@ -63,24 +66,49 @@ def scratch_folder() -> Iterator[Path]:
 def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Keep others out of a folder who ask in the same way; waits for one who is there already.
 
+    The lock is that of the folder's file :data:`FOLDER_LOCK`, which stays.
+
     Args:
         folder: Must exist.
         waiting: Called once if somebody is there.
 
     Raises:
-        OSError: if it can't be opened.
+        OSError: if the lock's file can't be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    import filelock
+
+    lock = filelock.FileLock(folder / FOLDER_LOCK)
     try:
-        with suppress(OSError):  # where there are no locks, runs at the same time are on their own
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+    except NotImplementedError:
+        pass  # where there are no locks, runs at the same time are on their own
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder, whatever it is called, until it or the process ends.
+
+    A lock of the thing itself, unlike one of another file beside it, is there wherever the thing
+    can be opened, holds under every name that it has, and leaves nothing behind.
+
+    Returns:
+        Whether it was free.
+
+    Raises:
+        OSError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def publish(work: Path, target: Path, replace: bool) -> None:
@@ -175,8 +203,7 @@ def _locked(path: Path) -> int | None:
 def _remove_if_dead(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        if os.fstat(descriptor).st_uid == os.geteuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
             remove(path)
     finally:
         os.close(descriptor)

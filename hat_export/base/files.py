@@ -81,14 +81,23 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: if it can't be written.
     """
+    # Half a surrogate pair, from somebody's JSON, is no reason to lose a report.
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file at once, like :func:`write_text`.
+
+    Raises:
+        OutputError: if it can't be written.
+    """
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: exists and is no file; choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial_file(path) as work:
-            # Half a surrogate pair, from somebody's JSON, is no reason to lose a report.
-            with work.open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with work.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             work.chmod(0o644)

@@ -7,7 +7,6 @@ The byte layout is described in ``docs/index_format.md``.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import struct
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hat_export.base.atomic import partial_file, partial_folder, publish
+from hat_export.base.atomic import partial_file, partial_folder, publish, try_lock
 from hat_export.base.closing import Closing
 from hat_export.base.files import sync_folder
 from hat_export.errors import IndexFileError, InputError, OutputError
@@ -338,12 +337,10 @@ class RecordFile(Closing):
 
     def _lock(self, file: BinaryIO) -> None:
         """Keep other writers out until the file is closed, and see what they have done before."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             raise IndexFileError(
                 f"{self.path}: another process is appending to it; try again when it is done"
-            ) from None
+            )
         head = file.read(METADATA_START)
         newest = _newest([head[PAGE:], head[2 * PAGE :]])
         # A compaction gives the name to another file: an append to the old one would be lost.

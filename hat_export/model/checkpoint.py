@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hat_export.base.atomic import partial_folder, publish
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import CheckpointError, OutputError, SpecError
 from hat_export.model import torch_file
@@ -209,19 +209,16 @@ def save_checkpoint(folder: Path, model: HAT, vocabulary_path: Path) -> None:
         official: state[own].detach().cpu().contiguous()
         for own, official in to_official(state).items()
     }
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    metadata = {"format": "pt", SPEC_METADATA: json.dumps(model.spec.to_json())}
     try:
-        partial.mkdir(parents=True)
-        try:
-            metadata = {"format": "pt", SPEC_METADATA: json.dumps(model.spec.to_json())}
-            save_file(weights, partial / WEIGHTS_NAME, metadata)
-            (partial / WEIGHTS_NAME).chmod(0o644)  # the library writes it for its owner only
-            (partial / SPEC_NAME).write_text(text, encoding="utf-8")
-            shutil.copyfile(vocabulary_path, partial / VOCABULARY_NAME)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with partial_folder(folder.parent, folder.name) as work:
+            save_file(weights, work / WEIGHTS_NAME, metadata)
+            (work / WEIGHTS_NAME).chmod(0o644)  # the library writes it for its owner only
+            (work / SPEC_NAME).write_text(text, encoding="utf-8")
+            shutil.copyfile(vocabulary_path, work / VOCABULARY_NAME)
+            work.chmod(0o755)
+            publish(work, folder, replace=False)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{folder}: can't write the checkpoint ({error})") from None
 

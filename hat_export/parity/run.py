@@ -381,12 +381,12 @@ def _cache_folder(cache: Path | None, stack: ExitStack, progress: Progress) -> P
         return stack.enter_context(scratch_folder())
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK):
+            raise OutputError(f"{cache}: is read-only; name another folder with --cache")
         waiting = partial(progress.step, f"waiting for another run that uses {cache}")
         stack.enter_context(locked_folder(cache, waiting))
     except OSError as error:
         raise OutputError(
             f"{cache}: can't be used ({error.strerror}); name another folder with --cache"
         ) from None
-    if not os.access(cache, os.W_OK):
-        raise OutputError(f"{cache}: is read-only; name another folder with --cache")
     return cache

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from hat_export.base.files import write_bytes
 from hat_export.base.progress import Progress
 from hat_export.bundle.bundle import TensorSpec
 from hat_export.bundle.engines import Profile, shape_range, target_names
@@ -349,7 +350,4 @@ def _open_timing_cache(library: TensorRT, config: Any, path: Path | None) -> Any
 
 
 def _save_timing_cache(cache: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(memoryview(cache.serialize()))
-    partial.replace(path)
+    write_bytes(path, memoryview(cache.serialize()))

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pytest
 
 from hat_export.base import atomic
-from hat_export.base.atomic import partial_folder, publish
+from hat_export.base.atomic import FOLDER_LOCK, locked_folder, partial_folder, publish
 from hat_export.base.files import new_folder, write_text
 from hat_export.errors import IndexFileError
 from hat_export.index.record_file import RecordFile
@@ -183,3 +183,33 @@ def test_an_append_to_an_index_that_is_compacted_meanwhile_is_refused(
     monkeypatch.setattr(fcntl, "flock", replace_then_lock)
     with pytest.raises(IndexFileError, match="changed by another process"):
         first.append([b"3"], ["three"])
+
+
+#: Holds a folder's lock until it is killed.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hat_export.base.atomic import locked_folder
+
+with locked_folder(Path(sys.argv[1]), lambda: print("waiting", flush=True)):
+    print("there", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_of_one_process_until_it_dies(tmp_path: Path) -> None:
+    def holder() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with holder() as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "there\n"
+        with holder() as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "waiting\n"
+            first.kill()
+            assert second.stdout.readline() == "there\n"
+            second.kill()
+    with locked_folder(tmp_path, lambda: pytest.fail("nobody is there any more")):
+        assert names(tmp_path) == {FOLDER_LOCK}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hat_export.base.files import write_bytes
 from hat_export.bundle.bundle import (
     GRAPHS,
     IMAGE_OUTPUTS,
@@ -21,7 +23,7 @@ from hat_export.bundle.bundle import (
 )
 from hat_export.bundle.engines import EngineInfo, target_names
 from hat_export.data.tokenizer import CaptionTokenizer
-from hat_export.errors import BackendUnavailableError, EngineError, InputError
+from hat_export.errors import BackendUnavailableError, EngineError, InputError, OutputError
 from hat_export.runtime.backends.alignment_inputs import pack_captions, plugin_inputs
 from hat_export.runtime.backends.cuda import Cuda, open_cuda
 from hat_export.runtime.backends.engine_runner import PARTS, EngineRunner
@@ -257,12 +259,8 @@ def runtime_cache_path(bundle: Bundle, name: str, library: TensorRT, gpu: Gpu) -
 
 def _keep(path: Path, cache: Any) -> None:
     """Write a runtime cache; where the folder is read-only the next start compiles again."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(bytes(cache.serialize()))
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with suppress(OutputError):
+        write_bytes(path, bytes(cache.serialize()))
 
 
 def _make_logger(trt: Any, messages: list[str]) -> Any:
