@@ -11,9 +11,7 @@ import argparse
 import io
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import hat_export  # noqa: E402
+from hat_export.base.timer import Timer, own_median  # noqa: E402
 from hat_export.index.images import ImageIndex, record_layout  # noqa: E402
 from hat_export.index.record_file import ALIGNMENT  # noqa: E402
 from hat_export.index.search import score_index  # noqa: E402
@@ -55,13 +54,7 @@ def photographs(count: int) -> list[bytes]:
 
 def rate(work: Callable[[], object], units: int, rounds: int) -> float:
     """Units a second: the median over rounds, after one that isn't counted."""
-    work()
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return units / statistics.median(seconds)
+    return units / own_median(Timer().repeat(work, rounds))
 
 
 def measure(session: Session, rounds: int) -> dict[str, float]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from hat_export.base.machine import cpu_features, default_threads, environment, peak_memory
+from hat_export.base.timer import Timer, own_median
 from hat_export.bundle.bundle import TOKENIZER, Bundle, list_files, read_manifest, write_manifest
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.karpathy import read_karpathy
@@ -270,18 +270,11 @@ def time_in_turn(
             calls = {
                 t: lambda s=s, i=ids, m=mask: s._encode_texts(i, m) for t, s in sessions.items()
             }
-        samples: dict[str, list[float]] = {title: [] for title in sessions}
-        for number in range(rounds + 1):
-            for title, call in calls.items():
-                time.sleep(PAUSE)
-                call()  # brings its weights back into the caches
-                started = time.perf_counter()
-                call()
-                if number:
-                    samples[title].append(time.perf_counter() - started)
+        # Two calls a turn: after another's turn the first brings its weights back into the caches.
+        samples = Timer(settle_seconds=PAUSE).in_turn(calls, rounds, wake=True)
         for title, times in samples.items():
             name = f"{point} {batch}" if point == IMAGE else f"{point} {batch} x {words}"
-            found[title][name] = 1e3 * statistics.median(times)
+            found[title][name] = 1e3 * own_median(times)
     return found
 
 

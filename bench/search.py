@@ -10,6 +10,7 @@ Each part prints its rows and writes them with machine and versions to ``--out``
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -30,6 +31,7 @@ import numpy as np  # noqa: E402
 import hat_export  # noqa: E402
 from hat_export.base.machine import environment, peak_memory  # noqa: E402
 from hat_export.base.progress import PlainLines  # noqa: E402
+from hat_export.base.timer import Timer, own_median  # noqa: E402
 from hat_export.benchmark.search import build_index, encode_texts  # noqa: E402
 from hat_export.data.dataset import CaptionDataset  # noqa: E402
 from hat_export.data.karpathy import read_karpathy  # noqa: E402
@@ -188,17 +190,19 @@ def large(folder: Path) -> list[dict[str, Any]]:
                 names = [str(len(index) + number) for number in range(count)]
                 index.append(names, random_images(spec, count, random), projections)
             for candidates, rescore in (("pooled", 100), ("level3", 100), ("pooled", None)):
-                seconds = []
-                for number in range(20 if rescore else 3):
-                    started = time.perf_counter()
+                few = itertools.cycle(range(20 if rescore else 3))
+
+                def run(few=few, candidates=candidates, rescore=rescore) -> object:
+                    number = next(few)
                     query = queries[number : number + 1]
-                    search(index, query, projections, 10, candidates, rescore, THREADS)
-                    seconds.append(time.perf_counter() - started)
+                    return search(index, query, projections, 10, candidates, rescore, THREADS)
+
+                calls = Timer().repeat(run, calls=20 if rescore else 3, warm_up=0)
                 rows.append(
                     {
                         "images": goal,
                         "search": f"{candidates}, rescore {rescore}" if rescore else "exact",
-                        "median_ms": 1e3 * float(np.median(seconds)),
+                        "median_ms": 1e3 * own_median(calls),
                         "file_bytes": path.stat().st_size,
                         "peak_memory_bytes": peak_memory(),
                     }

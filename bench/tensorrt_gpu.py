@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from hat_export.base.machine import environment
 from hat_export.base.progress import progress_on_stderr
+from hat_export.base.timer import Timer
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
 from hat_export.bundle.precision import PRECISIONS
@@ -91,17 +91,9 @@ def onnxruntime_targets(bundle: Bundle, pixels: np.ndarray, ids: np.ndarray) -> 
 
 def measure(runs: dict[str, Run], seconds: float) -> dict[str, np.ndarray]:
     """Milliseconds of every call, targets called in turn."""
-    for run in runs.values():
-        for _ in range(10):  # compiling, planning, capturing
-            run()
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds * len(runs)
-    while time.perf_counter() < end:
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            samples[name].append(1e3 * (time.perf_counter() - started))
-    return {name: np.array(values) for name, values in samples.items()}
+    # The first calls compile, plan, capture.
+    found = Timer().in_turn(runs, rounds=1, seconds=seconds * len(runs), warm_up=10)
+    return {name: np.array([1e3 * call.own for call in calls]) for name, calls in found.items()}
 
 
 def check(runs: dict[str, Run]) -> None:

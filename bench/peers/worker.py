@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hat_export.base.machine import peak_memory
+from hat_export.base.timer import Timer
 from hat_export.benchmark.roofline.libraries import LIBRARIES, exact_product
 from hat_export.benchmark.roofline.products import Product
 from peers.points import INPUTS
@@ -252,14 +253,8 @@ class Worker:
     def time(self, calls: int, warm_up: int) -> dict[str, Any]:
         """Seconds of each of some calls."""
         assert self.call is not None
-        for _ in range(warm_up):
-            self.call()
-        seconds = []
-        for _ in range(calls):
-            started = time.perf_counter()
-            self.call()
-            seconds.append(time.perf_counter() - started)
-        return {"seconds": seconds, "peak_bytes": peak_memory()}
+        found = Timer().repeat(self.call, calls, warm_up=warm_up)
+        return {"seconds": [call.own for call in found], "peak_bytes": peak_memory()}
 
     def facts(self) -> dict[str, Any]:
         """What the peer tells of itself; asked last, since it may take memory."""

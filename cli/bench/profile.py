@@ -40,6 +40,7 @@ def profile_command(
     """Time every operator of the encoders by ONNX Runtime's own profiler, layer by layer."""
     from hat_export.base.atomic import scratch_folder
     from hat_export.base.machine import default_threads, environment
+    from hat_export.base.timer import Timer, own_median
     from hat_export.benchmark.latency.cases import whole_captions
     from hat_export.benchmark.profile.report import Profile, profile_report
     from hat_export.benchmark.profile.trace import graph_layers, read_trace
@@ -65,7 +66,11 @@ def profile_command(
     layers = {name: graph_layers(opened.graph_path(name)) for name in ("image", "text")}
     progress.step(f"opening {bundle}")
     with open_bundle(bundle, threads=count) as session:
-        plain = {name: _median(call, runs) for name, call in calls(session).items()}
+        timer = Timer()
+        plain = {
+            name: own_median(timer.repeat(call, runs, warm_up=WARM_UP))
+            for name, call in calls(session).items()
+        }
     with scratch_folder() as folder:
         progress.step("profiling")
         with ProfiledSession(opened, count, folder) as profiled:
@@ -85,19 +90,6 @@ def profile_command(
             for name in ("image", "text")
         ]
     common.deliver(profile_report(bundle.name, profiles, count, environment()), report)
-
-
-def _median(call: Callable[[], object], runs: int) -> float:
-    """Seconds of a call after some warm-up."""
-    import statistics
-    import time
-
-    seconds = []
-    for _ in range(WARM_UP + runs):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[WARM_UP:])
 
 
 COMMAND = Command(

@@ -10,7 +10,6 @@ captions one by one. Times are medians over the rounds, ratios medians of the pe
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hat_export.base.timer import Timer
 from hat_export.kernels import alignment_cpu
 from hat_export.kernels.alignment_cpu import KernelPath
 from hat_export.report.report import Report, Table
@@ -63,7 +63,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class LevelTimes:
-    """Seconds a round of each competitor at one level.
+    """Seconds a round of each competitor at one level, without waits for a core.
 
     Attributes:
         workload: What was scored.
@@ -146,15 +146,10 @@ def time_level(
     if with_torch:
         works |= _torch_products(workload.captions.words, flat, groups, threads)
         works["formula"] = partial(_formula, spec, *_tensors(workload, few))
-    for work in works.values():
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
-    return LevelTimes(workload, few, {name: tuple(values) for name, values in seconds.items()})
+    found = Timer().in_turn(works, rounds)
+    return LevelTimes(
+        workload, few, {name: tuple(call.own for call in calls) for name, calls in found.items()}
+    )
 
 
 def scoring_report(

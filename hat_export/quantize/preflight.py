@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 
 from hat_export.base.machine import cpu_features
 from hat_export.base.progress import SILENT, Progress
+from hat_export.base.timer import Timer, own_median
 from hat_export.export.graph import GraphBuilder
 from hat_export.export.linear_layers import fuse_linear
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
@@ -27,8 +28,7 @@ from hat_export.spec import ModelSpec
 WORDS = 16
 #: Rounds of the schemes in turn, and calls of each in a round that are timed; the median counts.
 ROUNDS, CALLS = 3, 3
-#: Seconds before a scheme's turn: threads of the one before spin for a while, waiting for work, and
-#: would take its cores.
+#: Seconds before a scheme's turn: the runtime's threads spin longer than others.
 PAUSE = 0.02
 #: Products of one size in a row, so that a call is long beside its own overhead.
 CHAIN = 4
@@ -149,16 +149,9 @@ def _time(
             providers=["CPUExecutionProvider"],
         )
     feed = {"x": np.random.default_rng(0).standard_normal((1, rows, inner), np.float32)}
-    samples: dict[str, list[float]] = {scheme: [] for scheme in schemes}
-    for _ in range(ROUNDS):
-        for scheme, session in sessions.items():
-            time.sleep(PAUSE)
-            session.run(None, feed)
-            for _ in range(CALLS):
-                started = time.perf_counter()
-                session.run(None, feed)
-                samples[scheme].append((time.perf_counter() - started) / CHAIN)
-    return {scheme: float(np.median(times)) for scheme, times in samples.items()}
+    runs = {scheme: partial(session.run, None, feed) for scheme, session in sessions.items()}
+    found = Timer(settle_seconds=PAUSE).in_turn(runs, ROUNDS, CALLS, warm_up=0)
+    return {scheme: own_median(calls) / CHAIN for scheme, calls in found.items()}
 
 
 def _products(rows: int, inner: int, outer: int, scheme: str, target: Target) -> onnx.ModelProto:

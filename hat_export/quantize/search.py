@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from hat_export.base.files import sha256_of, write_text
+from hat_export.base.timer import Timer
 from hat_export.bundle.bundle import MANIFEST, Bundle
 from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import InputError
@@ -31,22 +31,20 @@ from hat_export.parity.budget import Verdict, judge, overall
 from hat_export.parity.comparison import compare
 from hat_export.parity.statistics import RECALLS, Delta, deltas
 from hat_export.quantize.bundles import ENCODERS, Quantizer
+from hat_export.quantize.latency import PlanTimer
 from hat_export.quantize.layers import Layer
 from hat_export.quantize.plan import Plan, table_scheme, uniform_plan
-from hat_export.quantize.preflight import WORDS, Preflight, measure, runnable
+from hat_export.quantize.preflight import Preflight, measure, runnable
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.quantize.search_state import new_state, read_state, restored
 from hat_export.quantize.weights import block_size
 from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION, OnnxRuntimeSession
 from hat_export.runtime.evaluate import score_dataset
-from hat_export.runtime.self_test import noise_captions, noise_pixels
 
 #: Images on which a block's change of the scores is measured, with one caption each.
 PROXY_IMAGES = 48
 #: Prices that are tried, relative to the cost of the whole model.
 PRICES = np.geomspace(1e-2, 1e7, 200)
-#: Calls per encoder and plan that latency is the median of.
-LATENCY_CALLS = 15
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ class Tried:
         predicted: Variance of the scores' change over that of the scores, as the sum of its parts.
         measured: The same on the data.
         bytes: Size of both encoders' graphs.
-        seconds: Latency of one image plus one caption of :data:`WORDS` words.
+        seconds: Latency of one image plus one caption of 16 words, without waits for a
+            core, at the speed that the machine had when the first plan was measured.
         deltas: Recalls and rsum in percent, beside float32's, with the intervals of the difference.
         verdict: Of the budget.
     """
@@ -153,13 +152,17 @@ class Outcome:
     correlation: float | None
 
 
-def search(task: Search) -> Outcome:
+def search(task: Search, timer: Timer | None = None) -> Outcome:
     """Find the cheapest plan within the budget.
+
+    Args:
+        task: What to search.
+        timer: What times the plans.
 
     Raises:
         InputError: if the state file is of another search, or nothing but float32 keeps the budget.
     """
-    run = _Run(task)
+    run = _Run(task, timer or Timer())
     ladder = run.ladder()
     reference = run.measure("float32", Plan(task.target.name, {}, {}, task.method, False))
     for scheme in run.schemes:
@@ -198,8 +201,9 @@ def search(task: Search) -> Outcome:
 class _Run:
     """A search in progress, with its state."""
 
-    def __init__(self, task: Search) -> None:
+    def __init__(self, task: Search, timer: Timer) -> None:
         self.task = task
+        self.plan_timer = PlanTimer(timer)
         self.quantizer = task.quantizer
         self.schemes = runnable(task.target.schemes)
         self.identity = {
@@ -382,7 +386,7 @@ class _Run:
         with self._open(plan) as session:
             scores = score_dataset(session, task.data)
             bytes_ = encoder_bytes(source if not plan.layers else Bundle.read(self.scratch, False))
-            seconds = latency(session)
+            seconds = self.plan_timer.seconds(session)
         parity = compare(self._scores, scores, task.data.owners)
         everything = deltas(parity)
         found = {metric: everything[metric] for metric in (*RECALLS, "rsum")}
@@ -424,25 +428,6 @@ def encoder_bytes(bundle: Bundle) -> int:
         for name, info in bundle.manifest.files.items()
         if name.removesuffix(".data") in names
     )
-
-
-def latency(session: OnnxRuntimeSession) -> float:
-    """Median seconds of one image plus one caption of :data:`WORDS` words."""
-    spec = session.spec
-    pixels = noise_pixels(spec, 1, seed=3)
-    words = min(WORDS, spec.max_words)
-    ids, _ = noise_captions(spec, 1, words, seed=4)
-    mask = np.ones_like(ids)
-    total = 0.0
-    for call in (lambda: session.encode_images(pixels), lambda: session.encode_texts(ids, mask)):
-        samples = []
-        for number in range(LATENCY_CALLS + 3):
-            started = time.perf_counter()
-            call()
-            if number >= 3:  # the first calls allocate and plan
-                samples.append(time.perf_counter() - started)
-        total += float(np.median(samples))
-    return total
 
 
 def _correlation(tried: Sequence[Tried]) -> float | None:

@@ -56,9 +56,10 @@ def search_report(outcome: Outcome, source: Bundle) -> Report:
             "Plans tried",
             columns,
             rows,
-            "ms: one image and one caption. Lost: rsum in points, with the worst end of its 95 % "
-            "interval. Predicted and measured: variance of the scores' change over that of the "
-            "scores.",
+            "ms: one image and one caption, without waits for a core and at one speed of the "
+            "machine, as a reference workload tells it. Lost: rsum in points, with the worst end "
+            "of its 95 % interval. Predicted and measured: variance of the scores' change over "
+            "that of the scores.",
         ),
         Table(
             "Sensitivity",

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import hat_export.index.images
 import hat_export.score.tiles
+from fake_clock import no_waits
+from hat_export.base.timer import Timer
 from hat_export.benchmark.search import choose_candidates
 from hat_export.errors import InputError
 from hat_export.index.captions import CaptionIndex
@@ -420,7 +422,7 @@ def test_measured_recall_equals_the_calibrated_one(
     ticks = itertools.count()
     report = measure_search(
         index, data.texts, data.projections, owners, candidates, [10, 14, 500],
-        clock=lambda: next(ticks) / 1000,
+        timer=Timer(lambda: next(ticks) / 1000, count_waits=no_waits),
     )  # fmt: skip
     scores = score_index(index, data.texts, data.projections)
     coarse = coarse_scores(index, data.texts, data.projections, candidates)

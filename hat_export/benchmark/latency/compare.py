@@ -1,11 +1,12 @@
 """Two runs of the same cases: slower, faster, or no difference that could be told.
 
 The machine is taken out by the time that threads waited for a core
-(:mod:`hat_export.benchmark.latency.waits`) and by the anchor that was timed beside every round, the
-noise is taken from the passes of both runs (:mod:`hat_export.benchmark.latency.statistics`). All
-cases together shall raise a false alarm in at most 5 % of the comparisons of equals, so each gets
-its share of that (Bonferroni). A change has to exceed the margin with its whole interval: what is
-smaller than the margin is of no interest even if it is certain.
+(:class:`hat_export.base.timer.RunQueueWait`) and by the reference workload that was timed beside
+every round, the noise is taken from the passes of both runs
+(:mod:`hat_export.benchmark.latency.statistics`). All cases together shall raise a false alarm in at
+most 5 % of the comparisons of equals, so each gets its share of that (Bonferroni). A change has to
+exceed the margin with its whole interval: what is smaller than the margin is of no interest even if
+it is certain.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Targets timed in turn within one run, so that ratios hold on a noisy machine.
 
-A *round* gives the anchor and every target one *turn*. A turn lasts about 20 ms or one call,
-whichever is longer, so that short calls are timed with warm caches and long ones often enough.
+A *round* gives the reference workload and every target one *turn*. A turn lasts about 20 ms or one
+call, whichever is longer, so that short calls are timed with warm caches and long ones often
+enough.
 Rounds are counted once the times have become stable. A *pass* opens every target anew: how its
 memory happens to lie is part of the noise that two runs differ by, and only passes show it.
 """
@@ -9,18 +10,13 @@ memory happens to lie is part of the noise that two runs differ by, and only pas
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hat_export.base.progress import Progress
-from hat_export.benchmark.latency.anchor import Anchor
+from hat_export.base.timer import Call, Timer, own_median
 from hat_export.benchmark.latency.cases import Case
-from hat_export.benchmark.latency.waits import Waits
 
-#: Pause before another's turn: thread pools go on spinning for some milliseconds after their work,
-#: and would take the cores from the next.
-SETTLE_SECONDS = 0.01
 #: Calls of one turn take about so long together.
 TURN_SECONDS = 0.02
 CALLS_PER_TURN = 30
@@ -45,7 +41,7 @@ class Pass:
     Attributes:
         rounds: Per round, the seconds of each counted call.
         waits: Per round and call, the seconds of it in which a thread got no core.
-        anchor: Per round, the seconds of the anchor, without such waits.
+        anchor: Per round, the seconds of the reference workload, without such waits.
         warm_up_turns: Turns before the first round.
         stable: Whether the times had become stable by then.
         change: Relative change between the last two windows of the warm-up.
@@ -89,51 +85,41 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """Seconds of a call, of the waits in it, and of its parts."""
+class _Turn:
+    """The calls of a turn, and of each the seconds of its parts."""
 
-    seconds: float
-    waited: float
-    parts: Mapping[str, float]
-
-
-def _own_median(calls: Sequence[_Call]) -> float:
-    return statistics.median(call.seconds - call.waited for call in calls)
-
-
-def _timed(run: Callable[[], object], waits: Waits) -> tuple[float, float]:
-    """Seconds of a call, and of the waits in it, which stay below it."""
-    before = waits.read()
-    started = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - started
-    return seconds, min(waits.since(before), 0.99 * seconds)
+    calls: list[Call]
+    parts: list[Mapping[str, float]]
 
 
 class _Turns:
     """One target's turns in a pass."""
 
-    def __init__(self, case: Case) -> None:
-        self._run, self._parts = case.run, case.parts
+    def __init__(self, case: Case, timer: Timer) -> None:
+        self._run, self._parts, self._timer = case.run, case.parts, timer
         # The first call allocates, plans, faults pages in: it only sets the first turn's length.
-        with Waits() as waits:
-            self._last, _ = _timed(self._run, waits)
+        with timer.calls() as timed:
+            self._last = timed(self._run).seconds
         self.warm_up: list[float] = []
-        self.rounds: list[list[_Call]] = []
+        self.rounds: list[_Turn] = []
 
-    def turn(self) -> list[_Call]:
+    def turn(self) -> _Turn:
         """The calls of a turn."""
+        self._timer.settle()
         calls = min(CALLS_PER_TURN, max(1, int(TURN_SECONDS / self._last)))
         if calls > 1:
             self._run()  # wakes the thread pool and refills the caches after the other's turn
-        with Waits() as waits:
-            found = [_Call(*_timed(self._run, waits), self._parts()) for _ in range(calls)]
-        self._last = _own_median(found)
-        return found
+        turn = _Turn([], [])
+        with self._timer.calls() as timed:
+            for _ in range(calls):
+                turn.calls.append(timed(self._run))
+                turn.parts.append(self._parts())
+        self._last = own_median(turn.calls)
+        return turn
 
     def warm(self) -> None:
         """A turn that only tells whether the times are stable."""
-        self.warm_up.append(_own_median(self.turn()))
+        self.warm_up.append(own_median(self.turn().calls))
 
     @property
     def change(self) -> float:
@@ -146,7 +132,11 @@ class _Turns:
 
 
 def measure_pass(
-    groups: Sequence[Sequence[Case]], seconds: float, rounds: int, progress: Progress
+    groups: Sequence[Sequence[Case]],
+    seconds: float,
+    rounds: int,
+    progress: Progress,
+    timer: Timer | None = None,
 ) -> list[Pass]:
     """Time groups of comparable cases, the cases of a group in turn (A B A B ...).
 
@@ -155,56 +145,51 @@ def measure_pass(
         seconds: Time to spend on each case after the warm-up.
         rounds: Fewest rounds, however long they take.
         progress: Told after each group.
+        timer: What times the calls.
 
     Returns:
         One result a case, in the order of the groups.
     """
-    anchor = Anchor()
+    timer = timer or Timer()
     found = []
     for number, group in enumerate(groups, start=1):
-        found += _measure_group(group, anchor, seconds, rounds)
+        found += _measure_group(group, timer, seconds, rounds)
         progress.count("cases timed", number, len(groups))
     return found
 
 
-def _measure_group(group: Sequence[Case], anchor: Anchor, budget: float, rounds: int) -> list[Pass]:
-    turns = [_Turns(case) for case in group]
-    started = time.perf_counter()
+def _measure_group(group: Sequence[Case], timer: Timer, budget: float, rounds: int) -> list[Pass]:
+    turns = [_Turns(case, timer) for case in group]
+    started = timer.clock()
     warmed = 0
     while warmed < WARM_UP_TURNS:
         for target in turns:
-            time.sleep(SETTLE_SECONDS)
             target.warm()
         warmed += 1
         if all(target.change < STABLE_WITHIN for target in turns):
             break
-        long_enough = time.perf_counter() - started > budget * len(group)
+        long_enough = timer.clock() - started > budget * len(group)
         if long_enough and warmed >= 2 * WINDOW_TURNS:
             break
-    anchors: list[float] = []
+    reference: list[float] = []
     spent = 0.0
-    while spent < budget * len(group) or len(anchors) < rounds:
-        time.sleep(SETTLE_SECONDS)
-        anchor.run()
-        with Waits() as waits:
-            seconds, waited = _timed(anchor.run, waits)
-        anchors.append(seconds - waited)
+    while spent < budget * len(group) or len(reference) < rounds:
+        reference.append(timer.reference())
         for target in turns:
-            time.sleep(SETTLE_SECONDS)
-            calls = target.turn()
-            target.rounds.append(calls)
-            spent += sum(call.seconds for call in calls)
+            turn = target.turn()
+            target.rounds.append(turn)
+            spent += sum(call.seconds for call in turn.calls)
     return [
         Pass(
-            tuple(tuple(call.seconds for call in calls) for calls in target.rounds),
-            tuple(tuple(call.waited for call in calls) for calls in target.rounds),
-            tuple(anchors),
+            tuple(tuple(call.seconds for call in turn.calls) for turn in target.rounds),
+            tuple(tuple(call.waited for call in turn.calls) for turn in target.rounds),
+            tuple(reference),
             warmed,
             target.change < STABLE_WITHIN,
             target.change,
             {
-                part: tuple(tuple(call.parts[part] for call in calls) for calls in target.rounds)
-                for part in target.rounds[0][0].parts
+                part: tuple(tuple(parts[part] for parts in turn.parts) for turn in target.rounds)
+                for part in target.rounds[0].parts[0]
             },
         )
         for target in turns

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hat_export.benchmark.latency import anchor
+from hat_export.base.timer import REFERENCE_DESCRIPTION
 from hat_export.benchmark.latency.cases import COMPONENTS, Case
 from hat_export.benchmark.latency.measure import STABILITY, Pass, Timing
 from hat_export.benchmark.latency.statistics import Passes, Rounds, median_interval, quantiles
@@ -144,7 +144,7 @@ class Run:
             "bounds": dict(self.bounds),
             "included": COMPONENTS,
             "stability": STABILITY,
-            "anchor": anchor.DESCRIPTION,
+            "anchor": REFERENCE_DESCRIPTION,
             "environment": dict(self.environment),
         }
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hat_export.base.progress import Progress
+from hat_export.base.timer import Timer
 from hat_export.benchmark.load.batching import Batcher, Request
 from hat_export.benchmark.load.summary import Summary, read_summary
 from hat_export.benchmark.load.work import Work
@@ -142,12 +142,8 @@ def _calibrate(work: Work, largest: int) -> tuple[float, float]:
     full = [number % work.samples for number in range(largest)]
 
     def fewest(batch: Sequence[int]) -> float:
-        seconds = []
-        for _ in range(5):
-            started = time.perf_counter()
-            work.answer(batch)
-            seconds.append(time.perf_counter() - started)
-        return min(seconds)
+        calls = Timer().repeat(lambda: work.answer(batch), calls=5, warm_up=0)
+        return min(call.own for call in calls)
 
     return largest / fewest(full), fewest([0])
 

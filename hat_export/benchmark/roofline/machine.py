@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
@@ -131,14 +130,9 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def _fewest_seconds(call: Callable[[], object]) -> float:
     """A bound: what a call takes undisturbed."""
-    call()
-    best, begun, calls = float("inf"), time.perf_counter(), 0
-    while calls < CALLS or time.perf_counter() - begun < SECONDS_PER_PRODUCT:
-        started = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - started)
-        calls += 1
-    return best
+    from hat_export.base.timer import Timer
+
+    return min(found.own for found in Timer().repeat(call, CALLS, SECONDS_PER_PRODUCT))
 
 
 def _bandwidth(threads: int) -> float:

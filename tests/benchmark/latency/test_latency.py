@@ -7,60 +7,29 @@ from pathlib import Path
 
 import pytest
 
+from fake_clock import FakeClock
 from hat_export.base.progress import SILENT
-from hat_export.benchmark.latency import measure as measuring
 from hat_export.benchmark.latency.cases import COMPONENTS, Case, Sizes, cases_of, write_pictures
 from hat_export.benchmark.latency.measure import WINDOW_TURNS, measure_pass
 from hat_export.benchmark.latency.merge import merged_report
 from hat_export.benchmark.latency.record import SCHEMA_VERSION, read_run, run_of
 from hat_export.benchmark.latency.report import latency_report
-from hat_export.benchmark.latency.waits import Waits
 from hat_export.errors import InputError
 from hat_export.report.reader import read_report
 from hat_export.report.report import write_report
 from latency_samples import made_up_case, made_up_run
 
 
-class Clock:
-    """Time that only passes when a call says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(measuring, "time", made)
-    monkeypatch.setattr(measuring, "Waits", NoWaits)
-    monkeypatch.setattr(measuring, "Anchor", lambda: FixedAnchor(made))
-    return made
-
-
-class NoWaits(Waits):
-    def since(self, before: list[int]) -> float:
-        return 0.0
-
-
-class FixedAnchor:
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def run(self) -> None:
-        self.clock.now += 0.002
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 def case(target: str, run, component: str = "images") -> Case:
     return Case(target, component, "1", 2, 1, run)
 
 
-def test_targets_are_called_in_turn(clock: Clock) -> None:
+def test_targets_are_called_in_turn(clock: FakeClock) -> None:
     order: list[str] = []
 
     def run(name: str) -> None:
@@ -68,40 +37,46 @@ def test_targets_are_called_in_turn(clock: Clock) -> None:
         clock.now += 0.5
 
     group = [case(name, lambda name=name: run(name)) for name in "ab"]
-    found = measure_pass([group], seconds=0, rounds=4, progress=SILENT)
+    found = measure_pass([group], seconds=0, rounds=4, progress=SILENT, timer=clock.timer())
     assert "".join(order) == "ab" + "ab" * (2 * WINDOW_TURNS) + "ab" * 4
     assert [part.medians for part in found] == [[0.5] * 4] * 2
     assert [part.anchor for part in found] == [pytest.approx((0.002,) * 4)] * 2
     assert all(part.stable and part.warm_up_turns == 2 * WINDOW_TURNS for part in found)
 
 
-def test_short_calls_are_repeated_within_a_turn(clock: Clock) -> None:
+def test_short_calls_are_repeated_within_a_turn(clock: FakeClock) -> None:
     def run() -> None:
         clock.now += 0.0039
 
-    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=2, progress=SILENT)
+    (found,) = measure_pass(
+        [[case("a", run)]], seconds=0, rounds=2, progress=SILENT, timer=clock.timer()
+    )
     assert [len(calls) for calls in found.rounds] == [5, 5]
 
 
-def test_warm_up_goes_on_until_stable(clock: Clock) -> None:
+def test_warm_up_goes_on_until_stable(clock: FakeClock) -> None:
     durations = iter([9, 9, 8, 7, 6, 5, 4, 3, 2, 1])
 
     def run() -> None:
         clock.now += next(durations, 1)
 
-    (found,) = measure_pass([[case("a", run)]], seconds=1000, rounds=1, progress=SILENT)
+    (found,) = measure_pass(
+        [[case("a", run)]], seconds=1000, rounds=1, progress=SILENT, timer=clock.timer()
+    )
     assert found.stable
     assert found.warm_up_turns > 10
     assert found.medians == pytest.approx([1] * len(found.medians))
 
 
-def test_what_never_becomes_stable_is_said_so(clock: Clock) -> None:
+def test_what_never_becomes_stable_is_said_so(clock: FakeClock) -> None:
     calls = iter(range(1, 10_000))
 
     def run() -> None:
         clock.now += 1.2 ** next(calls)
 
-    (found,) = measure_pass([[case("a", run)]], seconds=0, rounds=1, progress=SILENT)
+    (found,) = measure_pass(
+        [[case("a", run)]], seconds=0, rounds=1, progress=SILENT, timer=clock.timer()
+    )
     assert not found.stable
     assert found.warm_up_turns == 2 * WINDOW_TURNS
     report = latency_report(made_up_run(made_up_case(1, stable=False)))
