@@ -55,8 +55,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *"--limit|--image-count 8 --report {out}.html --report {out}.json".split(),
     ),
     "quantize": (
-        *"hat-export quantize {bundle} {out} --mode|--precision int8-weights --threads 1".split(),
-        *"--compensate --calibration|--data {data} --calibration-images|--image-count 8".split(),
+        *"hat-export quantize {bundle} {out} --mode int8-weights --threads 1".split(),
+        *"--compensate --calibration {data}".split(),
+        *"--calibration-images|--calibration-image-count 8".split(),
     ),
 }
 

@@ -73,6 +73,24 @@ def test_an_import_is_seen_wherever_it_stands(tmp_path: Path, text: str) -> None
     assert arrows(write(tmp_path, files)) == {("high", "low")}
 
 
+def test_only_an_import_that_runs_when_the_module_is_imported_is_eager(tmp_path: Path) -> None:
+    text = (
+        "import first\n"
+        "if TYPE_CHECKING:\n    import typing_only\nelse:\n    import second\n"
+        "def f():\n    import lazy\n"
+        "class A:\n    import third\n"
+        "name = 'hat_export.low'\n"
+    )
+    write(tmp_path, {"hat_export/low/a.py": "", "hat_export/high.py": text})
+    entries = read_imports(source_modules(tmp_path)).entries
+    assert [entry.imported for entry in entries if entry.eager] == ["first", "second", "third"]
+    assert {entry.imported for entry in entries if not entry.eager} == {
+        "hat_export.low",
+        "lazy",
+        "typing_only",
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -114,7 +114,8 @@ def test_tracing_ends_with_the_function() -> None:
 
 
 def call(caller: str, called: str, function: str = "") -> Call:
-    return Call(caller, called, f"{caller} at", function or f"{called} f")
+    function = function or f"{called} f"
+    return Call(caller, called, f"{caller}, before {function}", function)
 
 
 def test_returns_are_steps_into_rooms_that_were_entered_before() -> None:
@@ -139,10 +140,12 @@ def test_every_climbing_pair_of_functions_counts() -> None:
         call("high", "low"),
         call("low", "high", "first"),
         call("low", "high", "second"),
+        call("high", "middle"),
+        call("middle", "high", "third"),
     ]
     found = way.way_of(calls, FLOORS)
-    assert found.returns == (calls[2],)
-    assert found.climbs == (calls[2], calls[3])
+    assert found.returns == (calls[2], calls[5])
+    assert found.climbs == (calls[2], calls[3], calls[5])
 
 
 @pytest.mark.parametrize(
