@@ -43,6 +43,47 @@ TIMEOUT_SECONDS = 300
 #: Exit statuses of pytest: every test passed, a test failed.
 PASSED, FAILED = 0, 1
 
+#: What the worker says of a test that had to be killed.
+HANGS = 99
+#: Imports the libraries, which take most of a short test's time, and runs each order's pytest in a
+#: fork of itself: the package and the tests are read anew in every one.
+WORKER = """
+import importlib, json, os, signal, sys, time
+import pytest
+for name in (
+    "numpy", "PIL.Image", "onnx", "onnxruntime", "torch", "torchvision", "hypothesis", "tokenizers",
+    "safetensors.torch", "timm.models.swin_transformer", "transformers.models.bert.modeling_bert",
+):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+for line in sys.stdin:
+    arguments, output, timeout = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.setsid()
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        status = int(pytest.main(arguments))
+        sys.stdout.flush()
+        os._exit(status)
+    until = time.monotonic() + timeout if timeout else float("inf")
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            break
+        if time.monotonic() > until:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            print(99, flush=True)
+            break
+        time.sleep(0.05)
+"""
+
 _TEST = re.compile(r"^(?:async )?def (test_\w+)\(", re.MULTILINE)
 _FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 
@@ -160,6 +201,7 @@ class Laboratory:
         self.root = folder / "checkout"
         self._environment = folder / "venv"
         self._build = folder / "build"
+        self._worker: subprocess.Popen[str] | None = None
         files = _run(["git", "ls-files", "-z", "-co", "--exclude-standard"], REPOSITORY).split("\0")
         present = [name for name in files if name and (REPOSITORY / name).is_file()]
         shutil.rmtree(self.root, ignore_errors=True)
@@ -198,28 +240,33 @@ class Laboratory:
         options = ["--no-build-isolation", "--config-settings", f"build-dir={self._build}"]
         _run([*pip, *options, "--editable", "."], self.root)
 
-    def test(self, nodes: Sequence[str], timeout: float | None = None) -> tuple[int, str]:
+    def test(self, nodes: Sequence[str], timeout: float = 0.0) -> tuple[int, str]:
         """Run tests until one fails; exit status of pytest, and what it printed.
 
         Args:
             nodes: What to run.
-            timeout: Seconds after which a test hangs, which is a failure.
+            timeout: Seconds after which a test hangs, which is a failure; 0 for never.
         """
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line"]
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
-        try:
-            done = subprocess.run(
-                [str(self.python), "-m", "pytest", *options, *nodes],
+        if self._worker is None or self._worker.poll() is not None:
+            environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
+            self._worker = subprocess.Popen(
+                [str(self.python), "-c", WORKER],
                 cwd=self.root,
                 env=environment,
-                capture_output=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 text=True,
-                check=False,
-                timeout=timeout,
             )
-        except subprocess.TimeoutExpired:
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        output = self._environment.with_name("output.txt")
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *nodes]
+        self._worker.stdin.write(json.dumps([arguments, str(output), timeout]) + "\n")
+        self._worker.stdin.flush()
+        status = int(self._worker.stdout.readline())
+        if status == HANGS:
             return FAILED, f"FAILED {nodes[0]} hangs"
-        return done.returncode, done.stdout + done.stderr
+        return status, output.read_text(encoding="utf-8", errors="replace")
 
     def plant(self, fault: Fault) -> dict[str, Any]:
         """Plant a mistake, run its tests, take it out again.
