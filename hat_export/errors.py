@@ -62,6 +62,10 @@ class FusionError(HatError):
     """Fused attention was required, and a layer of the exported graph isn't fused."""
 
 
+class PassError(HatError):
+    """A graph isn't what a rewrite of it takes, or the rewrite didn't do what it promises."""
+
+
 class EngineError(HatError):
     """TensorRT can't build an engine from a graph, or can't load one here."""
 

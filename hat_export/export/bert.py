@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hat_export.export.attention import AttentionForm, attend
+from hat_export.export.attention import attend
 from hat_export.export.graph import Dim, GraphBuilder
 from hat_export.spec import LEVEL_SUFFIXES, ModelSpec
 
@@ -17,42 +17,34 @@ PADDING_MASK = -10000.0
 Weights = Mapping[str, np.ndarray]
 
 
-def text_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphBuilder:
+def text_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
     """``input_ids``, ``attention_mask`` [captions, words] to ``text_level1..3``.
 
     Args:
         spec: The architecture.
         weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
-        form: How attention is written.
     """
     graph = GraphBuilder("text_encoder")
     ids = graph.input("input_ids", np.int64, ["captions", "words"])
     mask = graph.input("attention_mask", np.int64, ["captions", "words"])
     with graph.scope("text_transformer.embeddings"):
-        hidden = embed(graph, ids, spec, weights)
+        hidden = _embed(graph, ids, spec, weights)
     with graph.scope("text_transformer.mask"):
         bias = _padding_bias(graph, mask)
     states: dict[int, str] = {}
     for layer in range(max(spec.text_level_layers) + 1):
         name = f"text_transformer.encoder.layer.{layer}"
         with graph.scope(name):
-            hidden = _layer(graph, hidden, bias, spec, name, weights, form)
+            hidden = _layer(graph, hidden, bias, spec, name, weights)
         states[layer] = hidden
-    text_levels(graph, states, spec, weights)
+    _text_levels(graph, states, spec, weights)
     return graph
 
 
-def text_levels(
+def _text_levels(
     graph: GraphBuilder, states: Mapping[int, str], spec: ModelSpec, weights: Weights
 ) -> None:
-    """Project the three levels' hidden states and make them outputs.
-
-    Args:
-        graph: Where the nodes go.
-        states: Hidden states by layer.
-        spec: The architecture.
-        weights: The model's.
-    """
+    """Project the three levels' hidden states and make them outputs."""
     for level, (layer, suffix) in enumerate(
         zip(spec.text_level_layers, LEVEL_SUFFIXES, strict=True), start=1
     ):
@@ -62,7 +54,7 @@ def text_levels(
         graph.output(features, f"text_level{level}", np.float32, shape)
 
 
-def embed(graph: GraphBuilder, ids: str, spec: ModelSpec, weights: Weights) -> str:
+def _embed(graph: GraphBuilder, ids: str, spec: ModelSpec, weights: Weights) -> str:
     """Sum of word, position and type embeddings, normed: [captions, words, text_dim]."""
     prefix = "text_transformer.embeddings"
     words = f"{prefix}.word_embeddings.weight"
@@ -89,7 +81,7 @@ def _padding_bias(graph: GraphBuilder, mask: str) -> str:
     return graph.node("Expand", [row, shape])
 
 
-def joined_projection(name: str, weights: Weights) -> dict[str, np.ndarray]:
+def _joined_projection(name: str, weights: Weights) -> dict[str, np.ndarray]:
     """Weight and bias of query, key and value of the layer ``name`` as one linear layer."""
     attention = f"{name}.attention.self"
     return {
@@ -101,18 +93,12 @@ def joined_projection(name: str, weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _layer(
-    graph: GraphBuilder,
-    hidden: str,
-    bias: str,
-    spec: ModelSpec,
-    name: str,
-    weights: Weights,
-    form: AttentionForm,
+    graph: GraphBuilder, hidden: str, bias: str, spec: ModelSpec, name: str, weights: Weights
 ) -> str:
     """One post-norm transformer layer."""
     heads, head_dim = spec.text_heads, spec.text_dim // spec.text_heads
     attention = f"{name}.attention.self"
-    joined = joined_projection(name, weights)
+    joined = _joined_projection(name, weights)
     # One product for query, key and value: three times fewer, three times wider.
     parts = graph.linear(hidden, f"{attention}.qkv", joined)
     parts = graph.reshape(parts, (0, 0, 3, heads, head_dim))
@@ -120,7 +106,7 @@ def _layer(
     query, key, value = (
         graph.node("Gather", [parts, graph.constant(index)], {"axis": 0}) for index in range(3)
     )
-    mixed = attend(graph, query, key, value, bias, head_dim, form)
+    mixed = attend(graph, query, key, value, bias, head_dim)
     mixed = graph.transpose(mixed, (0, 2, 1, 3))
     mixed = graph.reshape(mixed, (0, 0, spec.text_dim))
     output = graph.linear(mixed, f"{name}.attention.output.dense", weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ def write_graph(
     folder: Path,
     name: str,
     attention_layers: int,
-    fused_operators: Sequence[str],
+    attention_fused: int,
     external_data_bytes: int,
     kept_fp32: Mapping[str, str],
 ) -> GraphInfo:
@@ -30,7 +30,7 @@ def write_graph(
         folder: Bundle folder.
         name: ``image``, ``text`` or ``alignment``; the file is ``name.onnx``.
         attention_layers: Attention layers that the model has in this graph.
-        fused_operators: Operator types that count as fused attention.
+        attention_fused: How many of them are one operator, as the passes report.
         external_data_bytes: Weights above this size go to ``name.onnx.data``.
         kept_fp32: Nodes kept in float32, with the reason.
     """
@@ -41,7 +41,7 @@ def write_graph(
         outputs=tuple(_tensor_spec(value) for value in model.graph.output),
         nodes=len(model.graph.node),
         attention_expected=attention_layers,
-        attention_fused=sum(node.op_type in fused_operators for node in model.graph.node),
+        attention_fused=attention_fused,
         kept_fp32=kept_fp32,
     )
     external = model.ByteSize() > external_data_bytes

@@ -1,4 +1,4 @@
-"""Linear layers of a packed graph, as one operator or in the products that tools know.
+"""Linear layers as one custom operator, or in the matmuls that tools know.
 
 Two passes that undo each other. What rewrites weights (quantization) knows ``MatMul`` with a weight
 [depth, columns]; it takes the layers apart first, and fuses those that it left alone again.
@@ -10,9 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from hat_export.export.packed import HAT_EXPORT, from_panels, to_int8_panels, to_panels
+from hat_export.export.graph_index import GraphIndex, attributes_of, make_node, renamed
+from hat_export.export.panels import HAT_EXPORT, from_panels, to_int8_panels, to_panels
+from hat_export.export.passes import Pass, Report, remaining, unnamed_nodes
+from hat_export.runtime.onnx_graphs import with_nodes
 
 #: Domain of ONNX Runtime's own operators.
 MICROSOFT = "com.microsoft"
@@ -23,91 +26,118 @@ LINEAR, INT8_LINEAR = "Linear", "Int8Linear"
 INT8_PRODUCT = "DynamicQuantizeMatMul"
 
 
-def split_linear(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """Every ``Linear`` as ``MatMul`` and what follows it: ``Add``, ``BiasGelu`` or ``Gelu``.
+class SplitLinear(Pass):
+    """Every ``Linear`` as ``MatMul`` and what follows it: ``Add``, ``BiasGelu`` or ``Gelu``."""
 
-    Args:
-        model: A packed graph; not changed.
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """Nodes with names of their own, from which the pieces' are made."""
+        yield from unnamed_nodes(model)
 
-    Returns:
-        A new graph, and how many layers were taken apart.
-    """
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    weights: dict[str, onnx.TensorProto] = {}
-    count = 0
-    for node in model.graph.node:
-        if node.op_type != LINEAR or node.domain != HAT_EXPORT:
-            nodes.append(node)
-            continue
-        count += 1
-        options = {item.name: item.i for item in node.attribute}
-        value, panels, *bias = node.input
-        weight = panels.removesuffix(PANELS) + TRANSPOSED
-        if weight not in weights:
-            array = from_panels(numpy_helper.to_array(stored[panels]), options["columns"])
-            weights[weight] = numpy_helper.from_array(np.ascontiguousarray(array.T), weight)
-        nodes += _pieces(node, value, weight, bias, bool(options["gelu"]))
-    return _rebuilt(model, nodes, weights), count
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Take all layers apart."""
+        stored = {tensor.name: tensor for tensor in model.graph.initializer}
+        nodes: list[onnx.NodeProto] = []
+        weights: dict[str, onnx.TensorProto] = {}
+        for node in model.graph.node:
+            if node.op_type != LINEAR or node.domain != HAT_EXPORT:
+                nodes.append(node)
+                continue
+            report.counts[LINEAR] += 1
+            options = attributes_of(node)
+            value, panels, *bias = node.input
+            weight = panels.removesuffix(PANELS) + TRANSPOSED
+            if weight not in weights:
+                array = from_panels(numpy_helper.to_array(stored[panels]), options["columns"])
+                weights[weight] = numpy_helper.from_array(np.ascontiguousarray(array.T), weight)
+            nodes += _pieces(node, value, weight, bias, bool(options["gelu"]))
+        return (with_nodes(model, nodes, weights.values()), True) if weights else (model, False)
+
+    def ensures(self, model: onnx.ModelProto) -> Iterator[str]:
+        """None is left."""
+        yield from remaining(model, (LINEAR,))
 
 
-def fuse_linear(model: onnx.ModelProto, int8: bool = False) -> tuple[onnx.ModelProto, int]:
-    """The reverse of :func:`split_linear`, and the same for products in 8 bits if asked for.
+class FuseLinear(Pass):
+    """The reverse of :class:`SplitLinear`, and the same for matmuls in 8 bits if asked for.
 
-    A product is fused if its right side is a stored float32 matrix of a linear layer, with a sum or
-    a GELU that follows it if nothing else uses the product and the sum is with a stored vector.
+    A matmul is fused if its right side is a stored float32 matrix of a linear layer, with a sum and
+    a GELU that follow it if nothing else uses the product and the sum is with a stored vector.
     ``DynamicQuantizeMatMul`` becomes ``Int8Linear``, which rounds every row in steps of its own:
     more exact, and no row's result depends on what else is in the batch.
 
     Args:
-        model: A graph for ONNX Runtime; not changed.
-        int8: Whether to fuse products in 8 bits too.
+        int8: Whether to fuse matmuls in 8 bits too.
+    """
+
+    operators = (LINEAR, INT8_LINEAR)
+
+    def __init__(self, int8: bool = False) -> None:
+        self.int8 = int8
+
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """Nodes with names of their own, by which absorbed ones are told."""
+        yield from unnamed_nodes(model)
+
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Fuse every layer."""
+        index = GraphIndex(model)
+        nodes: list[onnx.NodeProto] = []
+        weights: dict[str, onnx.TensorProto] = {}
+        absorbed: set[str] = set()
+        for node in model.graph.node:
+            if node.name in absorbed:
+                continue
+            if _is_layer(node, index.stored):
+                kind, bias = LINEAR, ""
+                inputs, options = _panels(node, index.stored, weights)
+            elif self.int8 and _is_int8_layer(node, index.stored):
+                kind, bias = INT8_LINEAR, node.input[4] if len(node.input) > 4 else ""
+                inputs, options = _int8_panels(node, index.stored, weights)
+            else:
+                if node.op_type in ("MatMul", INT8_PRODUCT):
+                    report.left[node.name] = "no linear layer with a stored weight of its kind"
+                nodes.append(node)
+                continue
+            report.counts[kind] += 1
+            bias, following = _following(index, node, bias)
+            absorbed.update(one.name for one in following)
+            last = following[-1] if following else node
+            options["gelu"] = int(last.op_type in ("BiasGelu", "Gelu"))
+            inputs = [node.input[0], *inputs, *([bias] if bias else [])]
+            name = renamed(node.name, node.op_type, kind)
+            nodes.append(make_node(kind, inputs, last.output, name, options, HAT_EXPORT))
+        if not report.counts:
+            return model, False
+        return with_nodes(model, nodes, weights.values()), True
+
+
+def _following(
+    index: GraphIndex, node: onnx.NodeProto, bias: str
+) -> tuple[str, list[onnx.NodeProto]]:
+    """The bias and the GELU of a layer, where it alone has them.
+
+    Args:
+        index: Of the graph.
+        node: The layer's matmul.
+        bias: The stored vector that the matmul adds itself; empty if none.
 
     Returns:
-        A new graph, and how many layers were fused.
+        The stored vector that is added, and the nodes that the layer takes up.
     """
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    users: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in model.graph.output}
-    outputs = set(users)
-    for node in model.graph.node:
-        for value in node.input:
-            users.setdefault(value, []).append(node)
-    nodes: list[onnx.NodeProto] = []
-    weights: dict[str, onnx.TensorProto] = {}
-    absorbed: set[str] = set()
-    count = 0
-    for node in model.graph.node:
-        if node.name in absorbed:
-            continue
-        if _is_layer(node, stored):
-            kind, bias = LINEAR, ""
-            inputs, options = _panels(node, stored, weights)
-        elif int8 and _is_int8_layer(node, stored):
-            kind, bias = INT8_LINEAR, node.input[4] if len(node.input) > 4 else ""
-            inputs, options = _int8_panels(node, stored, weights)
-        else:
-            nodes.append(node)
-            continue
-        count += 1
-        last = node
-        following = users.get(node.output[0], [])
-        if len(following) == 1 and node.output[0] not in outputs:
-            added = "" if bias else _bias(following[0], node.output[0], stored)
-            if added or following[0].op_type == "Gelu":
-                bias = bias or added
-                last = following[0]
-                absorbed.add(last.name)
-        fused = helper.make_node(
-            kind,
-            [node.input[0], *inputs, *([bias] if bias else [])],
-            last.output,
-            name=_renamed(node.name, node.op_type, kind),
-            domain=HAT_EXPORT,
-        )
-        options["gelu"] = int(last.op_type in ("BiasGelu", "Gelu"))
-        fused.attribute.extend(helper.make_attribute(*option) for option in options.items())
-        nodes.append(fused)
-    return _rebuilt(model, nodes, weights), count
+    taken: list[onnx.NodeProto] = []
+    value = node.output[0]
+    following = index.only_user(value)
+    added = _bias(following, value, index.stored) if following and not bias else ""
+    if following and added:
+        bias = added
+        taken.append(following)
+        value = following.output[0]
+        if following.op_type == "BiasGelu":
+            return bias, taken
+        following = index.only_user(value)
+    if following and following.op_type == "Gelu" and not attributes_of(following):
+        taken.append(following)
+    return bias, taken
 
 
 def _panels(
@@ -145,12 +175,12 @@ def _pieces(
         (bool(bias), gelu)
     )
     product = f"{node.output[0]}/product" if kind else node.output[0]
-    name = _renamed(node.name, LINEAR, "MatMul")
-    yield helper.make_node("MatMul", [value, weight], [product], name=name)
+    name = renamed(node.name, LINEAR, "MatMul")
+    yield make_node("MatMul", [value, weight], [product], name)
     if kind:
-        name = _renamed(node.name, LINEAR, kind)
+        name = renamed(node.name, LINEAR, kind)
         domain = MICROSOFT if kind == "BiasGelu" else ""
-        yield helper.make_node(kind, [product, *bias], node.output, name=name, domain=domain)
+        yield make_node(kind, [product, *bias], node.output, name, domain=domain)
 
 
 def _is_layer(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> bool:
@@ -184,32 +214,3 @@ def _bias(node: onnx.NodeProto, product: str, stored: dict[str, onnx.TensorProto
     others = [value for value in node.input if value != product]
     vector = len(others) == 1 and others[0] in stored and len(stored[others[0]].dims) == 1
     return others[0] if vector else ""
-
-
-def _renamed(name: str, old: str, new: str) -> str:
-    path, _, last = name.rpartition("/")
-    return f"{path}/{last.replace(old, new, 1)}" if path else last.replace(old, new, 1)
-
-
-def _rebuilt(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto]
-) -> onnx.ModelProto:
-    """The model with other nodes, and the initializers that they use."""
-    used = {value for node in nodes for value in node.input}
-    result = onnx.ModelProto()
-    for field in ("ir_version", "producer_name"):
-        setattr(result, field, getattr(model, field))
-    result.metadata_props.extend(model.metadata_props)
-    versions = {item.domain: item.version for item in model.opset_import}
-    domains = {"", *(node.domain for node in nodes)}
-    result.opset_import.extend(
-        helper.make_opsetid(domain, versions.get(domain, 1)) for domain in sorted(domains)
-    )
-    graph = result.graph
-    graph.name = model.graph.name
-    graph.node.extend(nodes)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.initializer.extend(t for t in model.graph.initializer if t.name in used)
-    graph.initializer.extend(weights.values())
-    return result

@@ -8,14 +8,15 @@ in float32 in any case (``stash_type`` 1, the operator's default).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hat_export.bundle.precision import PRECISIONS
-from hat_export.runtime.onnx_types import tensor_types
+from hat_export.export.passes import Pass, Report, unnamed_nodes
+from hat_export.runtime.onnx_graphs import copy_of, tensor_types, with_nodes
 
 #: Names of the low precisions and their ONNX element types.
 LOW_FORMATS = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT16)}
@@ -26,60 +27,86 @@ HEADROOM = 4.0
 Feed = Mapping[str, np.ndarray]
 
 
-def to_mixed_precision(
-    model: onnx.ModelProto, precision: str, kept: Mapping[str, str]
-) -> onnx.ModelProto:
-    """Rewrite a float32 graph to a low precision.
+class MixedPrecision(Pass):
+    """A float32 graph in a low precision, with the same inputs and outputs.
+
+    Weights are stored once per format used.
 
     Args:
-        model: Graph of uniquely named nodes; not changed.
         precision: A key of :data:`LOW_FORMATS`.
         kept: Nodes that go on computing in float32, with the reason (:func:`find_kept`).
-
-    Returns:
-        The same graph with the same inputs and outputs; weights are stored once per format used.
     """
-    low = LOW_FORMATS[precision]
-    types = _float_values(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.name in types}
-    others = [tensor for tensor in graph.initializer if tensor.name not in types]
-    outputs = {value.name for value in graph.output}
-    #: Format in which each float value exists, and its name in other formats once made.
-    formats: dict[str, int] = {
-        value.name: TensorProto.FLOAT for value in graph.input if value.name in types
-    }
-    variants: dict[tuple[str, int], str] = {}
-    nodes: list[onnx.NodeProto] = []
-    stored: dict[str, onnx.TensorProto] = {}
 
-    def in_format(value: str, wanted: int) -> str:
-        if value in weights:
-            return _store(weights[value], wanted, precision, stored)
-        if formats[value] == wanted:
+    def __init__(self, precision: str, kept: Mapping[str, str]) -> None:
+        self.precision = precision
+        self.low = LOW_FORMATS[precision]
+        self.kept = kept
+
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """A float32 graph of uniquely named nodes."""
+        yield from unnamed_nodes(model)
+        low = [t.name for t in model.graph.initializer if t.data_type in LOW_FORMATS.values()]
+        if low:
+            yield f"{len(low)} weights are in a low precision already, the first {low[0]}"
+
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Put every node but the kept ones into the low format."""
+        writing = _Formats(model, self.precision)
+        outputs = {value.name for value in model.graph.output}
+        for node in model.graph.node:
+            if node.name in self.kept:
+                report.left[node.name] = self.kept[node.name]
+            is_kept = _stays_fp32(node, self.kept, outputs)
+            report.counts[self.precision] += not is_kept
+            writing.add(node, TensorProto.FLOAT if is_kept else self.low)
+        if not report.counts.total():
+            return model, False
+        return with_nodes(model, writing.nodes, writing.stored.values()), True
+
+
+class _Formats:
+    """A graph written anew, each float value in the format that its reader wants.
+
+    Attributes:
+        nodes: Written so far.
+        stored: Weights in the formats they are used in.
+    """
+
+    def __init__(self, model: onnx.ModelProto, precision: str) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.stored: dict[str, onnx.TensorProto] = {}
+        self._precision = precision
+        self._floats = _float_values(model)
+        self._weights = {t.name: t for t in model.graph.initializer if t.name in self._floats}
+        #: Format in which each float value exists, and its name in other formats once made.
+        self._formats: dict[str, int] = {
+            value.name: TensorProto.FLOAT
+            for value in model.graph.input
+            if value.name in self._floats
+        }
+        self._variants: dict[tuple[str, int], str] = {}
+
+    def add(self, node: onnx.NodeProto, wanted: int) -> None:
+        """Write a node that computes in a format."""
+        made = copy_of(node)
+        for position, value in enumerate(made.input):
+            if value in self._floats:
+                made.input[position] = self._in_format(value, wanted)
+        self.nodes.append(made)
+        self._formats |= {value: wanted for value in made.output if value in self._floats}
+
+    def _in_format(self, value: str, wanted: int) -> str:
+        if value in self._weights:
+            return _store(self._weights[value], wanted, self._precision, self.stored)
+        if self._formats[value] == wanted:
             return value
         key = (value, wanted)
-        if key not in variants:
-            variants[key] = f"{value}/{precision if wanted == low else 'fp32'}"
-            name = f"{variants[key]}/Cast"
-            nodes.append(helper.make_node("Cast", [value], [variants[key]], name=name, to=wanted))
-        return variants[key]
-
-    for node in graph.node:
-        wanted = TensorProto.FLOAT if _stays_fp32(node, kept, outputs) else low
-        for position, value in enumerate(node.input):
-            if value in types:
-                node.input[position] = in_format(value, wanted)
-        nodes.append(node)
-        for value in node.output:
-            if value in types:
-                formats[value] = wanted
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*others, *stored.values()])
-    return result
+        if key not in self._variants:
+            made = f"{value}/{'fp32' if wanted == TensorProto.FLOAT else self._precision}"
+            cast = helper.make_node("Cast", [value], [made], name=f"{made}/Cast", to=wanted)
+            self.nodes.append(cast)
+            self._variants[key] = made
+        return self._variants[key]
 
 
 def find_kept(model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from hat_export.base.files import check_target, new_folder
@@ -27,15 +26,13 @@ from hat_export.bundle.precision import PRECISIONS
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import CheckpointError, FusionError, InputError, ToleranceError
-from hat_export.export.alignment import alignment_graph
 from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
-from hat_export.export.bert import text_graph
 from hat_export.export.calibration import dataset_feeds, noise_feeds
-from hat_export.export.graph import OPSET, GraphBuilder
+from hat_export.export.graph import OPSET
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
-from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precision
-from hat_export.export.packed import packed_image_graph, packed_text_graph
-from hat_export.export.swin import image_graph
+from hat_export.export.mixed_precision import Feed, find_kept
+from hat_export.export.passes import Report, count_operators, run_passes
+from hat_export.export.pipelines import ATTENTION_LAYERS, BUILDERS, LOWERINGS, build_graph
 from hat_export.export.verify import verify_bundle
 from hat_export.model.checkpoint import load_hat
 from hat_export.runtime.backends import emulation_backend, onnxruntime_backend
@@ -106,12 +103,6 @@ def export_onnx(
     # self-test and the manifest, which are to be the same on every machine.
     reference = TorchSession(loaded.model, tokenizer, 1)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
-    image, text = encoder_graphs(loaded.spec, weights, attention)
-    graphs: dict[str, tuple[Callable[[], GraphBuilder], int]] = {
-        "image": (image, sum(loaded.spec.depths)),
-        "text": (text, max(loaded.spec.text_level_layers) + 1),
-        "alignment": (lambda: alignment_graph(loaded.spec), 0),
-    }
     feeds = (
         dataset_feeds(calibration, loaded.spec, tokenizer)
         if calibration
@@ -119,19 +110,20 @@ def export_onnx(
     )
     with new_folder(target, overwrite) as folder:
         infos = {}
-        for name, (build, layers) in graphs.items():
+        for name in BUILDERS:
             progress.step(f"writing the {name} graph")
-            model = build().model({"hat_export.graph": name})
+            model, reports = build_graph(name, loaded.spec, weights, attention)
             kept: dict[str, str] = {}
             if precision != "fp32" and name in feeds:
                 progress.step(f"looking for overflow in the {name} graph")
                 kept = _kept(checkpoint, model, precision, feeds[name])
-                model = to_mixed_precision(model, precision, kept)
-            infos[name] = write_graph(
-                model, folder, name, layers, FUSED_OPERATORS[attention], external_data_bytes, kept
-            )
+                model, lowered = run_passes(LOWERINGS[precision](kept), model)
+                reports += lowered
+            layers = ATTENTION_LAYERS[name](loaded.spec)
+            fused = count_operators(FUSED_OPERATORS[attention], reports)
+            infos[name] = write_graph(model, folder, name, layers, fused, external_data_bytes, kept)
             if require_fused:
-                _check_fused(name, infos[name], FUSED_OPERATORS[attention], model)
+                _check_fused(name, infos[name], FUSED_OPERATORS[attention], model, reports)
         (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         write_projections(folder / PROJECTIONS, reference.projections)
         progress.step("writing the self-test")
@@ -168,24 +160,6 @@ def export_onnx(
     return Bundle.read(target, verify=False)
 
 
-def encoder_graphs(
-    spec: ModelSpec, weights: Mapping[str, np.ndarray], attention: AttentionForm
-) -> tuple[Callable[[], GraphBuilder], Callable[[], GraphBuilder]]:
-    """What builds the image graph and the text graph.
-
-    Args:
-        spec: The architecture.
-        weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
-        attention: How attention is written.
-    """
-    if attention == "packed":
-        return lambda: packed_image_graph(spec, weights), lambda: packed_text_graph(spec, weights)
-    return (
-        lambda: image_graph(spec, weights, attention),
-        lambda: text_graph(spec, weights, attention),
-    )
-
-
 def _kept(
     checkpoint: Path, model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]
 ) -> dict[str, str]:
@@ -198,7 +172,11 @@ def _kept(
 
 
 def _check_fused(
-    name: str, info: GraphInfo, fused_operators: Sequence[str], model: onnx.ModelProto
+    name: str,
+    info: GraphInfo,
+    fused_operators: Sequence[str],
+    model: onnx.ModelProto,
+    reports: Sequence[Report],
 ) -> None:
     """Compare the count of fused attention with the architecture's, and name what stands instead.
 
@@ -208,9 +186,16 @@ def _check_fused(
     if info.attention_fused == info.attention_expected:
         return
     loose = [node.name for node in model.graph.node if node.op_type == "Softmax"]
+    left = [
+        f"{node}: {reason}"
+        for report in reports
+        if set(report.change) & set(fused_operators)
+        for node, reason in report.left.items()
+    ]
     raise FusionError(
         f"{name} graph: {info.attention_fused} of {info.attention_expected} attention layers are "
         f"one operator ({' or '.join(fused_operators)})"
         + (f"; taken apart: {', '.join(loose[:3])}" if loose else "")
+        + (f"; left alone: {', '.join(left[:3])}" if left else "")
         + ". The pattern is in hat_export/export/attention.py. Nothing was written"
     )

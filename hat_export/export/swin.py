@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hat_export.export.attention import AttentionForm, attend
+from hat_export.export.attention import attend
 from hat_export.export.graph import Dim, GraphBuilder
 from hat_export.spec import LEVEL_STAGES, LEVEL_SUFFIXES, REDUCED_LEVELS, ModelSpec
 
@@ -22,7 +22,7 @@ SHIFT_MASK = -100.0
 Weights = Mapping[str, np.ndarray]
 
 
-def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> GraphBuilder:
+def image_graph(spec: ModelSpec, weights: Weights) -> GraphBuilder:
     """``pixel_values`` [images, 3, H, W] to ``image_level1..3`` [images, regions, d].
 
     ``image_stage1`` and ``image_stage2`` [images, regions, width], the normed stage outputs before
@@ -31,23 +31,22 @@ def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> Graph
     Args:
         spec: The architecture.
         weights: float32 state dict of :class:`hat_export.model.hat.HAT`.
-        form: How attention is written.
     """
     graph = GraphBuilder("image_encoder")
     side = spec.image_size
     pixels = graph.input("pixel_values", np.float32, ["images", 3, side, side])
-    order = window_order(spec.stage_sides[0], window_of(spec, 0), 0)
+    order = window_order(spec.stage_sides[0], _window_of(spec, 0), 0)
     with graph.scope("vit_model.patch_embed"):
-        tokens = embed_patches(graph, pixels, spec, weights, order)
+        tokens = _embed_patches(graph, pixels, spec, weights, order)
     stages: list[str] = []
     norms = dict(zip(LEVEL_STAGES, ("norm_1", "norm_2", "norm"), strict=True))
     for stage, (stage_side, depth) in enumerate(zip(spec.stage_sides, spec.depths, strict=True)):
         prefix = f"vit_model.layers.{stage}"
-        window = window_of(spec, stage)
+        window = _window_of(spec, stage)
         if stage:
             target = window_order(stage_side, window, 0)
             with graph.scope(f"{prefix}.downsample"):
-                tokens = merge_patches(graph, tokens, spec, stage, weights, order, target)
+                tokens = _merge_patches(graph, tokens, spec, stage, weights, order, target)
             order = target
         for block in range(depth):
             shift = window // 2 if block % 2 and window < stage_side else 0
@@ -56,7 +55,7 @@ def image_graph(spec: ModelSpec, weights: Weights, form: AttentionForm) -> Graph
                 tokens = _reorder(graph, tokens, order, target)
                 order = target
                 tokens = _block(
-                    graph, tokens, spec, stage, f"{prefix}.blocks.{block}", shift, weights, form
+                    graph, tokens, spec, stage, f"{prefix}.blocks.{block}", shift, weights
                 )
         if stage in norms:
             level = LEVEL_STAGES.index(stage)
@@ -114,6 +113,22 @@ def attention_bias(table: np.ndarray, side: int, window: int, shift: int) -> np.
     bias = table[index].transpose(2, 0, 1)
     if not shift:
         return np.ascontiguousarray(bias[None])
+    mask = shift_mask(side, window, shift)
+    both = bias[None] + mask[:, None]
+    return np.ascontiguousarray(both.reshape(1, -1, *both.shape[2:]))
+
+
+def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
+    """What keeps tokens apart that a cyclic shift has brought into one window.
+
+    Args:
+        side: Tokens along one side of the feature map.
+        window: Tokens along one side of a window.
+        shift: Cyclic shift in tokens, at least 1.
+
+    Returns:
+        float32 [windows, tokens, tokens]: 0, or :data:`SHIFT_MASK`.
+    """
     zone = np.zeros(side, np.int64)
     zone[side - window : side - shift] = 1
     zone[side - shift :] = 2
@@ -121,11 +136,10 @@ def attention_bias(table: np.ndarray, side: int, window: int, shift: int) -> np.
     regions = (3 * zone[:, None] + zone[None]).reshape(-1)[window_order(side, window, 0)]
     regions = regions.reshape(-1, window * window)
     mask = np.where(regions[:, :, None] != regions[:, None, :], np.float32(SHIFT_MASK), 0)
-    both = bias[None] + mask[:, None].astype(np.float32)
-    return np.ascontiguousarray(both.reshape(1, -1, *both.shape[2:]))
+    return mask.astype(np.float32)
 
 
-def window_of(spec: ModelSpec, stage: int) -> int:
+def _window_of(spec: ModelSpec, stage: int) -> int:
     """Tokens along one side of a window; a small map is one window."""
     return min(spec.window_size, spec.stage_sides[stage])
 
@@ -144,7 +158,7 @@ def _places(order: np.ndarray) -> np.ndarray:
     return places
 
 
-def embed_patches(
+def _embed_patches(
     graph: GraphBuilder, pixels: str, spec: ModelSpec, weights: Weights, order: np.ndarray
 ) -> str:
     """Patches as rows of a matrix product, which is what a convolution of stride = size is."""
@@ -163,7 +177,7 @@ def embed_patches(
     return graph.layer_norm(tokens, "vit_model.patch_embed.norm", weights, LAYER_NORM_EPSILON)
 
 
-def merge_patches(
+def _merge_patches(
     graph: GraphBuilder,
     tokens: str,
     spec: ModelSpec,
@@ -194,11 +208,10 @@ def _block(
     name: str,
     shift: int,
     weights: Weights,
-    form: AttentionForm,
 ) -> str:
     """One Swin block on tokens in window order."""
     normed = graph.layer_norm(tokens, f"{name}.norm1", weights, LAYER_NORM_EPSILON)
-    attended = _window_attention(graph, normed, spec, stage, f"{name}.attn", shift, weights, form)
+    attended = _window_attention(graph, normed, spec, stage, f"{name}.attn", shift, weights)
     tokens = graph.node("Add", [tokens, graph.linear(attended, f"{name}.attn.proj", weights)])
     normed = graph.layer_norm(tokens, f"{name}.norm2", weights, LAYER_NORM_EPSILON)
     hidden = graph.node("Gelu", [graph.linear(normed, f"{name}.mlp.fc1", weights)])
@@ -213,7 +226,6 @@ def _window_attention(
     name: str,
     shift: int,
     weights: Weights,
-    form: AttentionForm,
 ) -> str:
     """Attention within each window; the bias is one constant, never repeated per image.
 
@@ -221,7 +233,7 @@ def _window_attention(
     the constant [1, windows * heads, ...] holds for every image. Where they are not, all windows
     share one bias [1, heads, ...] and are folded into the batch.
     """
-    side, window, heads = spec.stage_sides[stage], window_of(spec, stage), spec.image_heads[stage]
+    side, window, heads = spec.stage_sides[stage], _window_of(spec, stage), spec.image_heads[stage]
     area, width = window * window, spec.embed_dim << stage
     windows, head_dim = side * side // area, width // heads
     qkv = graph.linear(tokens, f"{name}.qkv", weights)
@@ -234,7 +246,7 @@ def _window_attention(
     query, key, value = (
         graph.node("Gather", [parts, graph.constant(index)], {"axis": 0}) for index in range(3)
     )
-    mixed = attend(graph, query, key, value, bias, head_dim, form)
+    mixed = attend(graph, query, key, value, bias, head_dim)
     mixed = graph.reshape(mixed, (-1, windows, heads, area, head_dim))
     mixed = graph.transpose(mixed, (0, 1, 3, 2, 4))
     return graph.reshape(mixed, (-1, side * side, width))

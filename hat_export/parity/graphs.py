@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import onnx
@@ -18,9 +18,6 @@ from hat_export.parity.localize import Localization, bound_of, localize
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
 from hat_export.runtime.session import Session
-
-if TYPE_CHECKING:
-    from hat_export.export.graph import GraphBuilder
 
 #: Images and captions that layers are compared on.
 IMAGES, CAPTIONS = 8, 16
@@ -119,18 +116,18 @@ def _reference_graphs(
         bundle = Bundle.read(reference, verify=False)
         return {name: partial(_load, bundle, name) for name in GRAPHS}
     from hat_export.export.attention import AttentionForm
-    from hat_export.export.onnx_export import encoder_graphs
+    from hat_export.export.pipelines import build_graph
     from hat_export.runtime.backends.torch_backend import TorchSession
 
     with open_reference() as session:
         assert isinstance(session, TorchSession)
         weights = {name: tensor.numpy() for name, tensor in session.model.state_dict().items()}
-        builders = encoder_graphs(session.spec, weights, cast(AttentionForm, form))
-    return {name: partial(_build, build) for name, build in zip(GRAPHS, builders, strict=True)}
+        spec = session.spec
 
+    def built(name: str) -> onnx.ModelProto:
+        return build_graph(name, spec, weights, cast(AttentionForm, form))[0]
 
-def _build(build: Callable[[], GraphBuilder]) -> onnx.ModelProto:
-    return build().model({})
+    return {name: partial(built, name) for name in GRAPHS}
 
 
 def _load(bundle: Bundle, name: str) -> onnx.ModelProto:

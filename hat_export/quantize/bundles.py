@@ -28,17 +28,17 @@ from hat_export.bundle.bundle import (
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import InputError, ToleranceError
-from hat_export.export.attention import FUSED_OPERATORS
 from hat_export.export.calibration import dataset_feeds
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
-from hat_export.export.linear_layers import fuse_linear
+from hat_export.export.linear_layers import FuseLinear, SplitLinear
 from hat_export.export.mixed_precision import Feed
+from hat_export.export.passes import Pass, run_passes
 from hat_export.quantize.calibration import Observer, observe
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, check_plan
-from hat_export.quantize.rewrite import quantize_graph
+from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import SCHEMES, TARGETS, Target
-from hat_export.quantize.smoothing import Smoothed, smooth
+from hat_export.quantize.smoothing import Smooth, Smoothed, find_smoothing
 from hat_export.runtime.backends import onnxruntime_backend
 from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
 from hat_export.runtime.self_test import noise_captions, noise_pixels, run_self_test
@@ -160,17 +160,18 @@ class Quantizer:
     def _calibrate(self, name: str, smoothing: bool, correlated: bool, limit: int) -> Statistics:
         layers, folder = self.layers[name], self.work / f"{name}-{smoothing}"
         folder.mkdir(parents=True, exist_ok=True)
-        smoothed: dict[str, Smoothed] = {}
+        smoothed: Mapping[str, Smoothed] = {}
         path = self.source.graph_path(name)
         if smoothing:
             self.progress.step(f"looking for outliers in the {name} encoder")
             first = islice(self._feeds(name), SMOOTHING_BATCHES)
             seen, _, _ = observe(load_products(path), folder, layers, first, self.threads)
             model = load_products(path)
-            smoothed = smooth(model, seen, limit)
+            found = find_smoothing(model, seen, limit)
+            smoothed, model = found.layers, Smooth(found)(model).model
             path = folder / "smoothed.onnx"
             onnx.save_model(model, path, save_as_external_data=True, location="smoothed.onnx.data")
-            del model, seen
+            del model, seen, found
         data = self._data()
         total = len(data.entries) if name == "image" else len(data.captions)
         what = "images" if name == "image" else "captions"
@@ -212,17 +213,22 @@ class Quantizer:
             }
         if not mine:
             return onnx.load(path)
-        model = quantize_graph(load_products(path), plan, ranges, grams)
-        # Layers that stay float32 are the fastest as they were; those in int8 as they can be.
-        packed = self.source.manifest.attention_form == PACKED_ATTENTION
-        return fuse_linear(model, target.int8_linear)[0] if packed else model
+        passes: list[Pass] = [SplitLinear(), QuantizeLayers(plan, ranges, grams)]
+        if self.source.manifest.attention_form == PACKED_ATTENTION:
+            # Layers that stay float32 are the fastest as they were; those in int8 as they can be.
+            passes.append(FuseLinear(target.int8_linear))
+        return run_passes(passes, onnx.load(path))[0]
 
     def _write_graph(self, model: onnx.ModelProto, folder: Path, name: str) -> GraphInfo:
         before = self.source.manifest.graphs[name]
-        form = self.source.manifest.attention_form
-        fused = next((ops for key, ops in FUSED_OPERATORS.items() if key == form), ())
         return write_graph(
-            model, folder, name, before.attention_expected, fused, EXTERNAL_DATA_BYTES, {}
+            model,
+            folder,
+            name,
+            before.attention_expected,
+            before.attention_fused,  # none of the passes over it touches attention
+            EXTERNAL_DATA_BYTES,
+            {},
         )
 
     def _manifest(self, plan: Plan, infos: Mapping[str, GraphInfo], folder: Path) -> Manifest:

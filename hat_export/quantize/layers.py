@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from hat_export.export.linear_layers import split_linear
+from hat_export.export.linear_layers import SplitLinear
 
 #: How the exports name the weight of a linear layer, already transposed for ``x @ W``.
 WEIGHT_SUFFIX = ".weight^T"
@@ -63,7 +63,7 @@ class Layer:
 
 def load_products(path: Path) -> onnx.ModelProto:
     """An encoder graph whose linear layers are products, whatever its form."""
-    return split_linear(onnx.load(path))[0]
+    return SplitLinear()(onnx.load(path)).model
 
 
 def find_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:

@@ -15,10 +15,10 @@ from hat_export.base.machine import cpu_features
 from hat_export.base.progress import SILENT, Progress
 from hat_export.base.timer import Timer, own_median
 from hat_export.export.graph import GraphBuilder
-from hat_export.export.linear_layers import fuse_linear
+from hat_export.export.linear_layers import FuseLinear
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
 from hat_export.quantize.plan import Plan
-from hat_export.quantize.rewrite import quantize_graph
+from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.report.report import Report, Table
 from hat_export.runtime.backends.onnxruntime_backend import session_options
@@ -142,7 +142,7 @@ def _time(
     for scheme in schemes:
         model = _products(rows, inner, outer, scheme, target)
         if packed:
-            model = fuse_linear(model, target.int8_linear)[0]
+            model = FuseLinear(target.int8_linear)(model).model
         sessions[scheme] = onnxruntime.InferenceSession(
             model.SerializeToString(),
             session_options(threads, packed),
@@ -169,7 +169,7 @@ def _products(rows: int, inner: int, outer: int, scheme: str, target: Target) ->
         graph.output(graph.node("ReduceMax", [product]), name, np.float32, [1, 1, 1])
     model = graph.model({})
     plan = Plan(target.name, {} if scheme == FP32 else dict.fromkeys(names, scheme))
-    return quantize_graph(model, plan, dict.fromkeys(names, (-4.0, 4.0)))
+    return QuantizeLayers(plan, dict.fromkeys(names, (-4.0, 4.0)))(model).model
 
 
 def preflight_report(found: Preflight, spec: ModelSpec, threads: int) -> Report:

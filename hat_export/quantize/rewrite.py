@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hat_export.export.linear_layers import INT8_PRODUCT, MICROSOFT
+from hat_export.export.passes import Pass, Report, unnamed_nodes
 from hat_export.export.qdq import activation_pair, stored_weight
 from hat_export.quantize.layers import Layer, find_layers
 from hat_export.quantize.plan import Plan
@@ -21,6 +22,7 @@ from hat_export.quantize.weights import (
     channel_scales,
     per_channel,
 )
+from hat_export.runtime.onnx_graphs import copy_of, with_nodes
 
 #: MatMulNBits with activations in int8 blocks: far more exact than weights of 4 bits, and the
 #: fastest of its ways.
@@ -30,25 +32,39 @@ INT8_PRODUCTS = 4
 Ranges = Mapping[str, tuple[float, float]]
 
 
-def quantize_graph(
-    model: onnx.ModelProto,
-    plan: Plan,
-    ranges: Ranges,
-    grams: Mapping[str, np.ndarray] | None = None,
-) -> onnx.ModelProto:
-    """A graph with its layers quantized as planned.
+class QuantizeLayers(Pass):
+    """The layers of a float32 encoder quantized as planned.
 
     Args:
-        model: float32 graph; not changed.
         plan: What to do; layers that the graph lacks are for the other encoder.
         ranges: Of the inputs of the layers with static ranges.
         grams: Products of the channels of the layers' inputs, by layer, where rounding shall make
             up for its errors.
-
-    Returns:
-        A new graph with the same inputs and outputs.
     """
-    return _Rewriting(model, plan, ranges, grams or {}).run()
+
+    def __init__(
+        self, plan: Plan, ranges: Ranges, grams: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.plan = plan
+        self.ranges = ranges
+        self.grams = grams or {}
+
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """Nodes with names of their own, and the ranges that the plan needs."""
+        yield from unnamed_nodes(model)
+        for layer in find_layers(model):
+            scheme = self.plan.scheme_of(layer.name)
+            static = scheme is not None and not layer.table and scheme.activations == "static"
+            if static and layer.name not in self.ranges:
+                yield f"the range of what {layer.name} gets isn't known"
+
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Quantize what the plan has a scheme for."""
+        writing = _Rewriting(model, self.plan, self.ranges, self.grams)
+        writing.run(report)
+        if not report.counts:
+            return model, False
+        return with_nodes(model, writing.nodes, writing.added.values()), True
 
 
 class _Rewriting:
@@ -71,16 +87,19 @@ class _Rewriting:
                 self.uses.setdefault(value, []).append(node)
         self.absorbed: set[str] = set()
 
-    def run(self) -> onnx.ModelProto:
-        graph = self.model.graph
-        for node in graph.node:
+    def run(self, report: Report) -> None:
+        for node in self.model.graph.node:
             layer = self.layers.get(node.name)
             scheme = self.plan.scheme_of(layer.name) if layer else None
             if node.name in self.absorbed:
                 continue
             if layer is None or scheme is None:
+                if layer is not None:
+                    report.left[layer.name] = self.plan.kept.get(layer.name, "not in the plan")
                 self.nodes.append(node)
-            elif layer.table:
+                continue
+            report.counts[scheme.name] += 1
+            if layer.table:
                 self._table(layer, scheme, node)
             elif scheme.activations == "dynamic":
                 self._dynamic(layer, node)
@@ -88,21 +107,6 @@ class _Rewriting:
                 self._static(layer, scheme, node)
             else:
                 self._weights(layer, scheme, node)
-        used = {value for node in self.nodes for value in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        made = helper.make_graph(
-            self.nodes, graph.name, graph.input, graph.output, [*kept, *self.added.values()]
-        )
-        opsets = {item.domain: item.version for item in self.model.opset_import}
-        opsets |= {node.domain: opsets.get(node.domain, 1) for node in self.nodes}
-        result = helper.make_model(
-            made,
-            opset_imports=[helper.make_opsetid(*item) for item in opsets.items()],
-            producer_name=self.model.producer_name,
-            ir_version=self.model.ir_version,
-        )
-        result.metadata_props.extend(self.model.metadata_props)
-        return result
 
     def _weight(self, layer: Layer) -> np.ndarray:
         return numpy_helper.to_array(self.stored[layer.weight])
@@ -134,8 +138,7 @@ class _Rewriting:
             return
         add, bias = following
         self.absorbed.add(add.name)
-        joined = onnx.NodeProto()
-        joined.CopyFrom(node)
+        joined = copy_of(node)
         del joined.output[:]
         joined.output.extend(add.output)
         self._own(INT8_PRODUCT, joined, [*inputs, "", bias])

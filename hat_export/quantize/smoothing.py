@@ -13,16 +13,18 @@ there, and behind GELU, nothing can be folded, and nothing is done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from hat_export.export.passes import Pass, Report
 from hat_export.quantize.calibration import Observer
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer, find_layers
 from hat_export.quantize.weights import per_channel
+from hat_export.runtime.onnx_graphs import with_tensors
 
 #: How much of an outlier goes to the weight: 0.5 halves it on a logarithmic scale.
 STRENGTHS = (0.25, 0.5, 0.75)
@@ -50,40 +52,84 @@ class Smoothed:
     after: float
 
 
-def smooth(
-    model: onnx.ModelProto, observers: Mapping[str, Observer], limit: int
-) -> dict[str, Smoothed]:
-    """Move outliers wherever that is free and makes the int8 product more exact.
+@dataclass(frozen=True)
+class Smoothing:
+    """Where smoothing helps in a graph.
+
+    Attributes:
+        layers: What it does, by layer name.
+        weights: Initializers with the factors in them.
+        left: Layers that it does nothing for, with the reason.
+    """
+
+    layers: Mapping[str, Smoothed]
+    weights: Mapping[str, np.ndarray]
+    left: Mapping[str, str]
+
+
+class Smooth(Pass):
+    """Outliers in the weights instead of in the activations; equal in exact arithmetic.
 
     Args:
-        model: float32 graph; changed in place, and equal to what it was in exact arithmetic.
+        found: From :func:`find_smoothing`, of the same graph.
+    """
+
+    def __init__(self, found: Smoothing) -> None:
+        self.found = found
+
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """The weights, in their shapes."""
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        for name, array in self.found.weights.items():
+            if shapes.get(name) != array.shape:
+                yield f"it has no weight {name} of {list(array.shape)}"
+
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Put the weights in."""
+        report.left.update(self.found.left)
+        if not self.found.layers:
+            return model, False
+        report.counts["smoothed layers"] = len(self.found.layers)
+        return with_tensors(model, self.found.weights), True
+
+
+def find_smoothing(
+    model: onnx.ModelProto, observers: Mapping[str, Observer], limit: int
+) -> Smoothing:
+    """Look where moving outliers is free and makes the int8 product more exact.
+
+    Args:
+        model: float32 graph; not changed.
         observers: By layer name.
         limit: Largest magnitude of a quantized weight.
-
-    Returns:
-        What was done, by layer name.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    done = {}
+    weights: dict[str, np.ndarray] = {}
+    done: dict[str, Smoothed] = {}
+    left: dict[str, str] = {}
+
+    def array(name: str) -> np.ndarray:
+        # A weight may take factors of two layers: as values' maker, and behind a LayerNorm.
+        return weights[name] if name in weights else numpy_helper.to_array(stored[name])
+
     for layer in find_layers(model):
         if layer.table or layer.name not in observers:
             continue
         places = _foldable(model, layer, stored)
         if not places:
+            left[layer.name] = "nothing in front of it can take the division"
             continue
-        observer = observers[layer.name]
-        weight = numpy_helper.to_array(stored[layer.weight])
-        found = _best(observer, weight, limit)
+        found = _best(observers[layer.name], array(layer.weight), limit)
         if found is None:
+            left[layer.name] = f"its error falls by less than {GAIN:.0%}"
             continue
-        factors, result = found
-        _replace(stored[layer.weight], weight * factors[:, None])
+        factors, done[layer.name] = found
+        weights[layer.weight] = array(layer.weight) * factors[:, None]
         for name, first in places:
-            array = numpy_helper.to_array(stored[name]).copy()
-            array[..., first : first + layer.inner] /= factors
-            _replace(stored[name], array)
-        done[layer.name] = result
-    return done
+            divided = array(name).copy()
+            divided[..., first : first + layer.inner] /= factors
+            weights[name] = divided
+    return Smoothing(done, weights, left)
 
 
 def _best(observer: Observer, weight: np.ndarray, limit: int) -> tuple[np.ndarray, Smoothed] | None:
@@ -140,7 +186,3 @@ def _foldable(
 
 def _users(model: onnx.ModelProto, value: str) -> int:
     return sum(value in node.input for node in model.graph.node)
-
-
-def _replace(tensor: onnx.TensorProto, array: np.ndarray) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), tensor.name))

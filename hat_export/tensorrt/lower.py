@@ -8,7 +8,7 @@ and its recall can be measured there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -23,16 +23,49 @@ from hat_export.bundle.bundle import (
     write_manifest,
 )
 from hat_export.errors import BundleError, InputError
-from hat_export.export.attention import FUSED_OPERATORS
+from hat_export.export.attention import FUSED_OPERATORS, DecomposeAttention
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
-from hat_export.export.mixed_precision import Feed, find_kept, to_mixed_precision
-from hat_export.tensorrt.decompose import decompose_fp32_attention
+from hat_export.export.mixed_precision import Feed, MixedPrecision, find_kept
+from hat_export.export.passes import Pass, count_operators, run_passes
 from hat_export.tensorrt.quantize import (
     QUANTIZED_FORMATS,
+    QuantizeMatMuls,
     activation_ranges,
-    quantize,
     quantized_products,
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the inputs of an encoder's calibration showed.
+
+    Attributes:
+        kept: Nodes that stay in float32, with the reason.
+        products: Matmuls that can be computed in the quantized format.
+        ranges: Their inputs, to the largest magnitude that each shall hold.
+    """
+
+    kept: Mapping[str, str] = field(default_factory=dict)
+    products: tuple[str, ...] = ()
+    ranges: Mapping[str, float] = field(default_factory=dict)
+
+
+def _quantized(scheme: str) -> Callable[[Found], tuple[Pass, ...]]:
+    return lambda found: (
+        QuantizeMatMuls(scheme, found.products, found.ranges),
+        MixedPrecision("fp16", found.kept),
+        DecomposeAttention(),
+    )
+
+
+#: Precision of the engines -> the passes over an encoder's standard graph in float32.
+PIPELINES: dict[str, Callable[[Found], tuple[Pass, ...]]] = {
+    "fp32": lambda found: (DecomposeAttention(),),
+    "fp16": lambda found: (MixedPrecision("fp16", found.kept), DecomposeAttention()),
+    "bf16": lambda found: (MixedPrecision("bf16", found.kept), DecomposeAttention()),
+    "int8": _quantized("int8"),
+    "fp8": _quantized("fp8"),
+}
 
 
 def check_source(bundle: Bundle, precision: str) -> None:
@@ -86,24 +119,21 @@ def lower_bundle(
         info = source.manifest.graphs[name]
         model = onnx.load(source.graph_path(name))
         kept = dict(info.kept_fp32)
+        passes = PIPELINES["fp32"](Found())
         if name == "alignment" and fp16_alignment:
-            model = fp16_products(model)
+            passes = (fp16_matmuls(model), *passes)
         elif info.attention_expected and source.manifest.precision != precision:
             progress.step(f"writing the {name} graph in {precision}")
             try:
-                model, kept = _lowered(model, precision, name, feeds)
+                found = _found(model, precision, name, feeds)
             except ValueError as error:
                 raise BundleError(f"{source.path}: {error}; export the checkpoint again") from None
-        written = write_graph(
-            decompose_fp32_attention(model),
-            folder,
-            name,
-            info.attention_expected,
-            FUSED_OPERATORS["onnx"],
-            EXTERNAL_DATA_BYTES,
-            kept,
+            kept, passes = dict(found.kept), PIPELINES[precision](found)
+        model, reports = run_passes(passes, model)
+        fused = info.attention_fused + count_operators(FUSED_OPERATORS["onnx"], reports)
+        graphs[name] = write_graph(
+            model, folder, name, info.attention_expected, fused, EXTERNAL_DATA_BYTES, kept
         )
-        graphs[name] = written
     manifest = replace(
         source.manifest,
         format_version=FORMAT_VERSION,
@@ -117,26 +147,26 @@ def lower_bundle(
     return manifest
 
 
-def _lowered(
+def _found(
     model: onnx.ModelProto,
     precision: str,
     name: str,
     feeds: Callable[[], Mapping[str, Iterable[Feed]]],
-) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """An encoder graph in a low precision, and the nodes that stay in float32."""
-    around = "fp16" if precision in QUANTIZED_FORMATS else precision
-    kept = find_kept(model, around, feeds()[name])
-    if precision in QUANTIZED_FORMATS:
-        products = [product for product in quantized_products(model) if product not in kept]
-        ranges = activation_ranges(model, products, precision, feeds()[name])
-        model = quantize(model, precision, products, ranges)
-    return to_mixed_precision(model, around, kept), kept
+) -> Found:
+    """Run calibration inputs through an encoder's float32 graph."""
+    quantizes = precision in QUANTIZED_FORMATS
+    kept = find_kept(model, "fp16" if quantizes else precision, feeds()[name])
+    if not quantizes:
+        return Found(kept)
+    products = tuple(product for product in quantized_products(model) if product not in kept)
+    ranges = activation_ranges(model, products, precision, feeds()[name])
+    return Found(kept, products, ranges)
 
 
-def fp16_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 graph whose matrix products take and give float16, and nothing else does.
+def fp16_matmuls(model: onnx.ModelProto) -> MixedPrecision:
+    """The pass after which a float32 graph's matmuls take and give float16, and nothing else does.
 
     Features of an fp16 encoder lose nothing by that: they are float16 numbers.
     """
     kept = {node.name: "float32 by design" for node in model.graph.node if node.op_type != "MatMul"}
-    return to_mixed_precision(model, "fp16", kept)
+    return MixedPrecision("fp16", kept)

@@ -12,7 +12,7 @@ of :data:`KEPT`, which are few, small and next to the input or the output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hat_export.export.mixed_precision import Feed
+from hat_export.export.passes import Pass, Report
+from hat_export.runtime.onnx_graphs import copy_of, with_nodes
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ HISTOGRAM_BINS = 2048
 
 
 def quantized_products(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the products with a weight that :func:`quantize` rewrites."""
+    """Names of the matmuls with a weight that :class:`QuantizeMatMuls` can rewrite."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return tuple(
         node.name
@@ -65,64 +67,70 @@ def quantized_products(model: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
-def quantize(
-    model: onnx.ModelProto, scheme: str, products: Sequence[str], ranges: Mapping[str, float]
-) -> onnx.ModelProto:
-    """Put Q/DQ around the inputs and weights of products.
+class QuantizeMatMuls(Pass):
+    """Q/DQ around the inputs and weights of matmuls; the graph stays float32 around them.
 
     Args:
-        model: float32 graph; not changed.
         scheme: A key of :data:`QUANTIZED_FORMATS`.
         products: Names of ``MatMul`` nodes whose second input is a weight [in, out].
-        ranges: Input of each product to the largest magnitude that it shall hold exactly.
-
-    Returns:
-        float32 graph with the same inputs and outputs.
+        ranges: Input of each matmul to the largest magnitude that it shall hold exactly.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    form = QUANTIZED_FORMATS[scheme]
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    made: dict[str, onnx.TensorProto] = {}
-    nodes: list[onnx.NodeProto] = []
-    quantized: dict[str, str] = {}
 
-    def store(name: str, array: np.ndarray, onnx_type: int) -> str:
-        dtype = helper.tensor_dtype_to_np_dtype(onnx_type)
-        made[name] = numpy_helper.from_array(array.astype(dtype), name)
-        return name
+    def __init__(self, scheme: str, products: Sequence[str], ranges: Mapping[str, float]) -> None:
+        self.scheme = scheme
+        self.products = frozenset(products)
+        self.ranges = ranges
 
-    zero = store(f"{scheme}/zero", np.zeros((), np.float32), form.onnx_type)
-    for node in graph.node:
-        if node.name in products:
-            value, weight = node.input
-            if value not in quantized:
-                quantized[value] = f"{value}/{scheme}"
-                scale = _scale(np.array(ranges[value]), form)
-                scale_name = store(f"{value}/{scheme}/scale", scale, TensorProto.FLOAT)
-                nodes += _pair(value, quantized[value], scale_name, zero, scheme)
-            low = f"{weight}/{scheme}"
-            if low not in made:
-                array = numpy_helper.to_array(weights[weight])
-                scales = _scale(np.abs(array).max(0), form)
-                store(f"{low}/scale", scales, TensorProto.FLOAT)
-                store(f"{low}/zero", np.zeros(len(scales), np.float32), form.onnx_type)
-                rounded = np.clip(array / scales, -form.largest, form.largest)
-                store(low, np.rint(rounded) if form.uniform else rounded, form.onnx_type)
-                inputs = [low, f"{low}/scale", f"{low}/zero"]
-                name = f"{low}/DequantizeLinear"
-                nodes.append(
-                    helper.make_node("DequantizeLinear", inputs, [f"{low}:0"], name=name, axis=1)
-                )
-            node.input[:] = [quantized[value], f"{low}:0"]
-        nodes.append(node)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for name, tensor in weights.items() if name in used]
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*kept, *made.values()])
-    return result
+    def requires(self, model: onnx.ModelProto) -> Iterator[str]:
+        """The matmuls, and a range for the input of each."""
+        matmuls = {node.name: node for node in model.graph.node if node.op_type == "MatMul"}
+        for product in sorted(self.products):
+            if product not in matmuls:
+                yield f"it has no MatMul {product}"
+            elif matmuls[product].input[0] not in self.ranges:
+                yield f"the range of {matmuls[product].input[0]} isn't known"
+
+    def rewrite(self, model: onnx.ModelProto, report: Report) -> tuple[onnx.ModelProto, bool]:
+        """Quantize the matmuls."""
+        form = QUANTIZED_FORMATS[self.scheme]
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        made: dict[str, onnx.TensorProto] = {}
+        nodes: list[onnx.NodeProto] = []
+        quantized: dict[str, str] = {}
+
+        def store(name: str, array: np.ndarray, onnx_type: int) -> str:
+            dtype = helper.tensor_dtype_to_np_dtype(onnx_type)
+            made[name] = numpy_helper.from_array(array.astype(dtype), name)
+            return name
+
+        zero = store(f"{self.scheme}/zero", np.zeros((), np.float32), form.onnx_type)
+        for node in map(copy_of, model.graph.node):
+            if node.name in self.products:
+                report.counts[self.scheme] += 1
+                value, weight = node.input
+                if value not in quantized:
+                    quantized[value] = f"{value}/{self.scheme}"
+                    scale = _scale(np.array(self.ranges[value]), form)
+                    scale_name = store(f"{value}/{self.scheme}/scale", scale, TensorProto.FLOAT)
+                    nodes += _pair(value, quantized[value], scale_name, zero, self.scheme)
+                low = f"{weight}/{self.scheme}"
+                if low not in made:
+                    array = numpy_helper.to_array(weights[weight])
+                    scales = _scale(np.abs(array).max(0), form)
+                    store(f"{low}/scale", scales, TensorProto.FLOAT)
+                    store(f"{low}/zero", np.zeros(len(scales), np.float32), form.onnx_type)
+                    rounded = np.clip(array / scales, -form.largest, form.largest)
+                    store(low, np.rint(rounded) if form.uniform else rounded, form.onnx_type)
+                    inputs = [low, f"{low}/scale", f"{low}/zero"]
+                    name = f"{low}/DequantizeLinear"
+                    nodes.append(
+                        helper.make_node(
+                            "DequantizeLinear", inputs, [f"{low}:0"], name=name, axis=1
+                        )
+                    )
+                node.input[:] = [quantized[value], f"{low}:0"]
+            nodes.append(node)
+        return (with_nodes(model, nodes, made.values()), True) if quantized else (model, False)
 
 
 def _scale(magnitude: np.ndarray, form: QuantizedFormat) -> np.ndarray:

@@ -62,7 +62,7 @@ def test_every_layer_is_the_fused_operators(bundle: Bundle, graph: str) -> None:
     expected = (IMAGE_BLOCK if graph == "image" else TEXT_LAYER)[form]
     layers = operators_by_layer(onnx.load(bundle.graph_path(graph)), graph)
     assert len(layers) == bundle.manifest.graphs[graph].attention_expected
-    source = form if form == "packed" else {"image": "swin", "text": "bert"}[graph]
+    source = "pipelines" if form == "packed" else {"image": "swin", "text": "bert"}[graph]
     for layer, found in layers.items():
         for kind, count in expected.items():
             assert found[kind] == count, (

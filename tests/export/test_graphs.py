@@ -10,16 +10,14 @@ import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 
 from hat_export.export.alignment import alignment_graph
-from hat_export.export.bert import text_graph
-from hat_export.export.graph import GraphBuilder
-from hat_export.export.swin import attention_bias, image_graph, window_order
+from hat_export.export.pipelines import build_graph
+from hat_export.export.swin import attention_bias, window_order
 from hat_export.model.checkpoint import load_hat
 from hat_export.spec import ModelSpec
 from hat_reference_inputs import KERNEL_CASES, kernel_case
 
 
-def run(graph: GraphBuilder, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    model = graph.model({})
+def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
@@ -66,7 +64,7 @@ def test_image_graph_equals_pytorch(tiny_checkpoint, form) -> None:
     loaded = load_hat(tiny_checkpoint)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
     pixels = np.random.default_rng(0).standard_normal((3, 3, 64, 64), np.float32)
-    outputs = run(image_graph(loaded.spec, weights, form), {"pixel_values": pixels})
+    outputs = run(build_graph("image", loaded.spec, weights, form)[0], {"pixel_values": pixels})
     with torch.inference_mode():
         expected = [
             *loaded.model.encode_images(torch.from_numpy(pixels)),
@@ -85,7 +83,7 @@ def test_text_graph_equals_pytorch(tiny_checkpoint, form) -> None:
     mask = (np.arange(13)[None] < lengths[:, None]).astype(np.int64)
     ids = random.integers(0, loaded.spec.vocab_size, mask.shape) * mask
     feed = {"input_ids": ids, "attention_mask": mask}
-    outputs = run(text_graph(loaded.spec, weights, form), feed)
+    outputs = run(build_graph("text", loaded.spec, weights, form)[0], feed)
     with torch.inference_mode():
         expected = loaded.model.encode_texts(torch.from_numpy(ids), torch.from_numpy(mask))
     real = mask.astype(bool)

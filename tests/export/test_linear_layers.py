@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from hat_export.export.linear_layers import fuse_linear, split_linear
-from hat_export.export.packed import packed_image_graph, packed_text_graph
+from hat_export.export.linear_layers import FuseLinear, SplitLinear
+from hat_export.export.pipelines import build_graph
 from hat_export.kernels import operators
 from hat_export.model.checkpoint import load_hat
 
@@ -20,8 +20,7 @@ from hat_export.model.checkpoint import load_hat
 def packed(request: pytest.FixtureRequest, tiny_checkpoint) -> onnx.ModelProto:
     loaded = load_hat(tiny_checkpoint)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
-    build = packed_image_graph if request.param == "image" else packed_text_graph
-    return build(loaded.spec, weights).model({"hat_export.graph": request.param})
+    return build_graph(request.param, loaded.spec, weights, "packed")[0]
 
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
@@ -43,12 +42,13 @@ def run(model: onnx.ModelProto) -> list[np.ndarray]:
 
 
 def test_apart_and_together_again(packed: onnx.ModelProto) -> None:
-    apart, split = split_linear(packed)
+    apart, _, report = SplitLinear()(packed)
+    split = report.counts["Linear"]
     assert split == kinds(packed)["Linear"] > 0
     assert kinds(apart)["Linear"] == 0
     assert kinds(apart)["MatMul"] == split
-    again, fused = fuse_linear(apart)
-    assert fused == split
+    again, _, report = FuseLinear()(apart)
+    assert report.counts["Linear"] == split
     assert [node.SerializeToString() for node in again.graph.node] == [
         node.SerializeToString() for node in packed.graph.node
     ]
@@ -63,7 +63,7 @@ def test_apart_and_together_again(packed: onnx.ModelProto) -> None:
 
 
 def test_apart_computes_the_same(packed: onnx.ModelProto) -> None:
-    for ours, theirs in zip(run(split_linear(packed)[0]), run(packed), strict=True):
+    for ours, theirs in zip(run(SplitLinear()(packed).model), run(packed), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5)
 
 
@@ -82,10 +82,10 @@ def test_what_is_no_linear_layer_stays() -> None:
         helper.make_node("Add", ["s", "x"], ["z"], name="c/Add"),
     ]
     graph = helper.make_graph(nodes, "g", value[:1], value[1:], [weight, other, bias])
-    model, fused = fuse_linear(
+    model, _, report = FuseLinear()(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
     )
-    assert fused == 2
+    assert report.counts["Linear"] == 2
     assert [node.name for node in model.graph.node] == [
         *("a/Linear", "a/Add", "b/Add", "b/MatMul", "c/Linear", "c/Add"),
     ]

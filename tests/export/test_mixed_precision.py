@@ -13,14 +13,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-import hat_export.export.swin as swin
 from hat_export import open_bundle
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.inspect import bundle_report
 from hat_export.bundle.precision import PRECISIONS
 from hat_export.errors import BackendUnavailableError, BundleError, FusionError
+from hat_export.export import pipelines
+from hat_export.export.attention import DecomposeAttention
 from hat_export.export.graph import GraphBuilder
-from hat_export.export.mixed_precision import find_kept, to_mixed_precision
+from hat_export.export.mixed_precision import MixedPrecision, find_kept
 from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.self_test import run_self_test
@@ -66,7 +67,7 @@ def value_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_weights_and_results_of_every_layer_are_half_precision() -> None:
-    model = to_mixed_precision(mlp(), "fp16", {})
+    model = MixedPrecision("fp16", {})(mlp()).model
     assert {t.data_type for t in model.graph.initializer} == {TensorProto.FLOAT16}
     types = value_types(model)
     computed = [node for node in model.graph.node if node.op_type not in ("Cast", "Identity")]
@@ -75,7 +76,7 @@ def test_weights_and_results_of_every_layer_are_half_precision() -> None:
 
 
 def test_inputs_and_outputs_stay_float32() -> None:
-    graph = to_mixed_precision(mlp(), "fp16", {}).graph
+    graph = MixedPrecision("fp16", {})(mlp()).model.graph
     values = (*graph.input, *graph.output)
     assert {value.type.tensor_type.elem_type for value in values} == {TensorProto.FLOAT}
 
@@ -87,7 +88,7 @@ def test_values_within_range_are_not_kept() -> None:
 def test_an_overflowing_layer_is_found_and_kept_and_the_result_is_right() -> None:
     model, feed = mlp(scale=2e4), rows(1)
     expected = run(model, feed)
-    naive = run(emulated(to_mixed_precision(model, "fp16", {})), feed)
+    naive = run(emulated(MixedPrecision("fp16", {})(model).model), feed)
     assert not np.isfinite(naive).all()
     kept = find_kept(model, "fp16", [feed])
     # The layer whose result is too large, what reads it, and the weights beyond the range.
@@ -96,7 +97,7 @@ def test_an_overflowing_layer_is_found_and_kept_and_the_result_is_right() -> Non
     assert all("fp16 ends at 65504" in reason for reason in kept.values())
     # Two roundings of 2^-11 on values of a few units.
     np.testing.assert_allclose(
-        run(emulated(to_mixed_precision(model, "fp16", kept)), feed), expected, atol=2e-2
+        run(emulated(MixedPrecision("fp16", kept)(model).model), feed), expected, atol=2e-2
     )
 
 
@@ -167,12 +168,7 @@ def test_a_missing_fusion_is_an_error_that_names_the_layer(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should a layer ever be written another way, the export must not go through unnoticed."""
-    whole = swin.attend
-
-    def apart(*arguments: object) -> str:
-        return whole(*arguments[:-1], "decomposed")  # type: ignore[arg-type]
-
-    monkeypatch.setattr(swin, "attend", apart)
+    monkeypatch.setitem(pipelines.FORMS, "onnx", (DecomposeAttention(),))
     message = (
         r"image graph: 0 of \d+ attention layers are one operator \(Attention\); taken apart: vit"
     )

@@ -11,7 +11,7 @@ import pytest
 
 from hat_export.errors import InputError
 from hat_export.export.onnx_export import export_onnx
-from hat_export.export.packed import from_panels, to_panels
+from hat_export.export.panels import from_panels, to_panels
 from hat_export.export.swin import attention_bias, window_order
 from operator_runs import FAILED, INVALID, exact_gelu, path, run
 

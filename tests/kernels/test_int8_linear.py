@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from hat_export.export.linear_layers import INT8_PRODUCT, MICROSOFT, fuse_linear
-from hat_export.export.packed import to_int8_panels
+from hat_export.export.linear_layers import INT8_PRODUCT, MICROSOFT, FuseLinear
+from hat_export.export.panels import to_int8_panels
 from operator_runs import FAILED, INVALID, exact_gelu, path, run
 
 __all__ = ["path"]
@@ -163,9 +163,9 @@ def test_products_with_bias_and_gelu_become_one_operator() -> None:
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets)
-    assert fuse_linear(model)[1] == 0
-    made, count = fuse_linear(model, int8=True)
-    assert count == 2
+    assert not FuseLinear()(model).modified
+    made, _, report = FuseLinear(int8=True)(model)
+    assert report.counts["Int8Linear"] == 2
     assert [node.name for node in made.graph.node] == ["a/Int8Linear", "b/Int8Linear"]
     assert [options(node) for node in made.graph.node] == [
         {"columns": 66, "gelu": gelu, "largest_weight": 127} for gelu in (1, 0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hat_export.export.packed import to_int8_panels, to_panels
+from hat_export.export.panels import to_int8_panels, to_panels
 from hat_export.kernels import alignment_cpu
 from operator_runs import PATHS, run
 from places import SUPPORT

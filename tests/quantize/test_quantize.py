@@ -29,11 +29,11 @@ from hat_export.quantize.calibration import BINS, METHODS, Observer, observe
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, read_plan, uniform_plan, write_plan
 from hat_export.quantize.preflight import measure, preflight_report
-from hat_export.quantize.rewrite import quantize_graph
+from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import SCHEMES, TARGETS, machine_target
 from hat_export.quantize.search import Search, search
 from hat_export.quantize.search_report import search_report
-from hat_export.quantize.smoothing import smooth
+from hat_export.quantize.smoothing import Smooth, find_smoothing
 from hat_export.quantize.weights import block_size, blockwise, per_channel, unblocked
 from hat_export.runtime.backends.onnxruntime_backend import check_cpu, session_options
 from hat_export.runtime.backends.opening import open_bundle
@@ -290,7 +290,7 @@ def test_weight_only_products_equal_those_of_the_restored_weights(quantizer: Qua
             values, scale = blockwise(weights[layer.weight].T, 4, size)
             restored = unblocked(values, scale, 4, layer.inner).T
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(restored), tensor.name))
-    made = quantize_graph(model, Plan("cpu-vnni", {layer.name: "int4-weights"}), {})
+    made = QuantizeLayers(Plan("cpu-vnni", {layer.name: "int4-weights"}), {})(model).model
     assert [n.op_type for n in made.graph.node].count("MatMulNBits") == 1
     feed = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64)}
     results = [
@@ -331,10 +331,9 @@ def test_smoothing_changes_nothing_in_float32_and_helps_in_int8(
         folder.mkdir()
         observers, digest, items = observe(watched, folder, layers, feeds, 1)
         assert (len(digest), items) == (64, 2)
-        smoothed = onnx.ModelProto()
-        smoothed.CopyFrom(model)
-        done = smooth(smoothed, observers, 127)
-        planted = done["vit_model.layers.2.blocks.1.mlp.fc1"]
+        found = find_smoothing(model, observers, 127)
+        smoothed = Smooth(found)(model).model
+        planted = found.layers["vit_model.layers.2.blocks.1.mlp.fc1"]
         assert planted.after < planted.before / 3
         options = session_options(1, own_operators=True)
         before, after = (

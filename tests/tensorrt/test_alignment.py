@@ -20,7 +20,7 @@ from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.evaluate import encode_captions
 from hat_export.score.alignment import feature_blocks
 from hat_export.score.features import ImageFeatures, TextFeatures
-from hat_export.tensorrt.lower import fp16_products
+from hat_export.tensorrt.lower import fp16_matmuls
 from places import DEMO
 
 
@@ -134,7 +134,10 @@ def test_the_alignment_graph_keeps_recall(
     thousand, as for fp16 encoders; the interval of the sum excludes a fifth of a point a recall.
     """
     dataset = read_karpathy(DEMO / "emojicap", "test")
-    lowered = {"tf32": rounded_to_tf32, "fp16 products": lambda m: emulated(fp16_products(m))}
+    lowered = {
+        "tf32": rounded_to_tf32,
+        "fp16 products": lambda m: emulated(fp16_matmuls(m)(m).model),
+    }
     found = compare(reference, scores(lowered[variant](graph), features), dataset.owners)
     changes = deltas(found)
     shown = ", ".join(f"{name} {changes[name].difference:+.2f}" for name in RECALLS)

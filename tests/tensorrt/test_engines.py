@@ -19,13 +19,13 @@ from hat_export.bundle.engines import Range
 from hat_export.bundle.inspect import bundle_report
 from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import EngineError, FusionError, InputError, OutputError
+from hat_export.export.attention import DecomposeAttention
 from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.backends.emulation_backend import EmulatedSession
-from hat_export.runtime.onnx_types import tensor_types
+from hat_export.runtime.onnx_graphs import tensor_types
 from hat_export.runtime.self_test import run_self_test
 from hat_export.runtime.trt_library import TensorRT, load_library
 from hat_export.tensorrt.build import EngineRequest, build_engine
-from hat_export.tensorrt.decompose import decompose_fp32_attention
 from hat_export.tensorrt.engine_export import EngineExport, export_engines
 from hat_export.tensorrt.engine_report import engine_report
 from hat_export.tensorrt.fusion import attention_apart, attention_nodes, layers_in_log
@@ -226,7 +226,7 @@ def test_fp32_attention_is_taken_apart_without_changing_it(tiny_bundle: Path) ->
     import onnxruntime
 
     model = onnx.load(tiny_bundle / "text.onnx")
-    apart = decompose_fp32_attention(model)
+    apart = DecomposeAttention()(model).model
     onnx.checker.check_model(apart, full_check=True)
     assert not any(node.op_type == "Attention" for node in apart.graph.node)
     assert len(attention_nodes(apart)) == len(attention_nodes(model)) == 4

@@ -9,14 +9,14 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from hat_export.export.graph import GraphBuilder
-from hat_export.export.mixed_precision import to_mixed_precision
+from hat_export.export.mixed_precision import MixedPrecision
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.tensorrt.quantize import (
     QUANTIZED_FORMATS,
     SMALLEST_SCALE,
     Histogram,
+    QuantizeMatMuls,
     activation_ranges,
-    quantize,
     quantized_products,
 )
 
@@ -66,7 +66,8 @@ def test_the_result_moves_by_what_the_format_explains(scheme: str, relative: flo
     products = quantized_products(model)
     ranges = activation_ranges(model, products, scheme, [feed])
     expected = run(model, feed)
-    low = to_mixed_precision(quantize(model, scheme, products, ranges), "fp16", {})
+    quantized = QuantizeMatMuls(scheme, products, ranges)(model).model
+    low = MixedPrecision("fp16", {})(quantized).model
     moved = run(emulated(low), feed) - expected
     error = float(np.sqrt((moved**2).mean() / (expected**2).mean()))
     assert relative / 20 < error < relative
@@ -76,7 +77,7 @@ def test_the_result_moves_by_what_the_format_explains(scheme: str, relative: flo
 def test_weights_are_stored_in_the_low_format_with_a_scale_per_channel(scheme: str) -> None:
     model = layer()
     products = quantized_products(model)
-    result = quantize(model, scheme, products, {"x": 3.0})
+    result = QuantizeMatMuls(scheme, products, {"x": 3.0})(model).model
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     name = "encoder.fc.weight^T"
     assert name not in stored  # only once, in the low format
@@ -93,8 +94,8 @@ def test_weights_are_stored_in_the_low_format_with_a_scale_per_channel(scheme: s
 
 def test_everything_around_the_products_is_fp16() -> None:
     model = layer()
-    low = quantize(model, "int8", quantized_products(model), {"x": 3.0})
-    mixed = to_mixed_precision(low, "fp16", {})
+    low = QuantizeMatMuls("int8", quantized_products(model), {"x": 3.0})(model).model
+    mixed = MixedPrecision("fp16", {})(low).model
     kinds = {t.data_type for t in mixed.graph.initializer}
     assert kinds == {TensorProto.FLOAT16, TensorProto.INT8}
 
@@ -112,7 +113,7 @@ def test_a_layer_that_shares_its_input_shares_its_quantization() -> None:
     graph.output(graph.linear(x, "a", weights), "p", np.float32, ["rows", 4])
     graph.output(graph.linear(x, "b", weights), "q", np.float32, ["rows", 4])
     model = graph.model({})
-    low = quantize(model, "int8", quantized_products(model), {"x": 1.0})
+    low = QuantizeMatMuls("int8", quantized_products(model), {"x": 1.0})(model).model
     assert [node.op_type for node in low.graph.node].count("QuantizeLinear") == 1
 
 
@@ -147,5 +148,5 @@ def test_an_input_that_is_always_zero_has_a_scale() -> None:
     zeros = {"x": np.zeros((3, WIDTH), np.float32)}
     ranges = activation_ranges(model, quantized_products(model), "int8", [zeros])
     assert ranges == {"x": 0.0}
-    low = quantize(model, "int8", quantized_products(model), ranges)
+    low = QuantizeMatMuls("int8", quantized_products(model), ranges)(model).model
     assert np.isfinite(run(low, zeros)).all()

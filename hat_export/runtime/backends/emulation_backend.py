@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hat_export.bundle.bundle import Bundle
 from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
-from hat_export.runtime.onnx_types import tensor_types
+from hat_export.runtime.onnx_graphs import copy_of, tensor_types, with_nodes
 
 LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -25,21 +25,19 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """The float32 graph that rounds wherever a mixed-precision graph does.
 
     Args:
-        model: From :func:`hat_export.export.mixed_precision.to_mixed_precision`; not changed.
+        model: From :func:`hat_export.export.mixed_precision.MixedPrecision`; not changed.
 
     Returns:
         Same inputs and outputs; weights hold their rounded values.
     """
     low = {name: kind for name, kind in tensor_types(model).items() if kind in LOW_TYPES}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    for tensor in graph.initializer:
-        if tensor.name in low:
-            array = numpy_helper.to_array(tensor).astype("float32")
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    rounded_weights = [
+        numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name)
+        for tensor in model.graph.initializer
+        if tensor.name in low
+    ]
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
+    for node in map(copy_of, model.graph.node):
         nodes.append(node)
         rounded = [value for value in node.output if value in low]
         if rounded and node.op_type == "Cast":  # becomes the rounding below
@@ -52,9 +50,7 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
             exact, small = f"{value}/exact", f"{value}/low"
             nodes.append(helper.make_node("Cast", [exact], [small], to=low[value]))
             nodes.append(helper.make_node("Cast", [small], [value], to=TensorProto.FLOAT))
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
-    return result
+    return with_nodes(model, nodes, rounded_weights)
 
 
 class EmulatedSession(OnnxRuntimeSession):
