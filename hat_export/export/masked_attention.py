@@ -64,4 +64,4 @@ def _mask(index: GraphIndex, bias: str) -> str:
     for node, position, value in expected:
         if not np.array_equal(index.array(node.input[position]), value):
             raise MismatchError(f"{node.name} has another constant than {value}")
-    return cast.input[0]
+    return str(cast.input[0])

@@ -68,7 +68,7 @@ class _Windows(NamedTuple):
         qkv_bias: Name of that bias.
         result: The mixed values [images, tokens, d].
         heads: Number of heads.
-        count: Number of windows.
+        windows: Number of windows.
         area: Tokens of a window.
     """
 
@@ -77,7 +77,7 @@ class _Windows(NamedTuple):
     qkv_bias: str
     result: str
     heads: int
-    count: int
+    windows: int
     area: int
 
 
@@ -109,16 +109,16 @@ def _geometry(index: GraphIndex, found: _Windows, order: np.ndarray) -> tuple[in
     Raises:
         MismatchError: if the tokens' order or the bias is another than the operator has for them.
     """
-    side, window = isqrt(found.count * found.area), isqrt(found.area)
+    side, window = isqrt(found.windows * found.area), isqrt(found.area)
     if side**2 != len(order) or window**2 != found.area:
         raise MismatchError(
-            f"{found.node.name} has {found.count} windows of {found.area}: no squares"
+            f"{found.node.name} has {found.windows} windows of {found.area}: no squares"
         )
     shift = int(order[0]) // side
     if not np.array_equal(window_order(side, window, shift), order):
         raise MismatchError(f"the tokens of {found.node.name} aren't in the order of windows")
     bias = index.array(found.node.input[3])
-    if bias.shape[0] != 1 or bias.shape[1] not in (found.heads, found.count * found.heads):
+    if bias.shape[0] != 1 or bias.shape[1] not in (found.heads, found.windows * found.heads):
         raise MismatchError(f"the bias of {found.node.name} is {list(bias.shape)}")
     each = bias.reshape(-1, found.heads, found.area, found.area)
     mask = shift_mask(side, window, shift)[:, None] if shift else 0
@@ -168,7 +168,9 @@ class _RowMajor:
         else:
             made.input[:] = [self._as_before(value) for value in node.input]
         self.nodes.append(made)
-        if data:
+        if result in self._windows:
+            self._row_by_row(self._windows[result])
+        elif data:
             self._stands(result, self._counts.get(data), self._orders.get(data))
         elif node.op_type == "Reshape" and node.input[1] in self._index.stored:
             shape = self._index.shape(node)
@@ -186,7 +188,7 @@ class _RowMajor:
 
     def _token_wise(self, node: onnx.NodeProto) -> str:
         """The input whose tokens a node treats one by one; empty if it doesn't."""
-        data, *others = node.input
+        data, *others = map(str, node.input)
         if node.op_type in _TOKEN_WISE:
             return data if attributes_of(node).get("axis", -1) == -1 else ""
         if node.op_type == "MatMul":
@@ -195,9 +197,9 @@ class _RowMajor:
             return ""
         if self._index.is_vector(others[0]):
             return data
-        orders = [self._orders.get(value) for value in node.input]
-        known = all(value in self._counts for value in node.input)
-        return data if known and np.array_equal(*orders) else ""
+        if any(value not in self._counts for value in node.input):
+            return ""
+        return data if np.array_equal(self._order(data), self._order(others[0])) else ""
 
     def _moved(self, node: onnx.NodeProto) -> bool:
         """Leave out a change of the tokens' order; True if the node is dealt with."""
@@ -226,7 +228,7 @@ class _RowMajor:
         return True
 
     def _fuse(self, found: _Windows) -> bool:
-        tokens = found.count * found.area
+        tokens = found.windows * found.area
         order = self._orders.get(found.product, np.arange(tokens))
         try:
             window, shift, bias = _geometry(self._index, found, order)
@@ -250,6 +252,15 @@ class _RowMajor:
         self._stands(found.result, tokens, order)
         self._report.counts[kind] += 1
         return True
+
+    def _row_by_row(self, found: _Windows) -> None:
+        """Put the result of a layer that stays as it is into the order of all other values."""
+        order = self._orders.get(found.product)
+        if order is not None:
+            self._names[found.result] = f"{found.result}/rows"
+            places, name = np.argsort(order), f"{found.result}/rows/Gather"
+            self._gather(name, found.result, places, self._names[found.result])
+        self._stands(found.result, found.windows * found.area, order)
 
     def _as_before(self, value: str) -> str:
         """The value with its tokens in the order that they had."""
