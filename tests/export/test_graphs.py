@@ -124,6 +124,15 @@ def test_node_names_say_the_layer(tiny_bundle) -> None:
     assert len(names) == 10
 
 
+@pytest.mark.parametrize(("graph", "epsilon"), [("image", 1e-5), ("text", 1e-12)])
+def test_layer_norms_have_the_published_epsilon(tiny_bundle, graph, epsilon) -> None:
+    """Another one is within every tolerance on a small random model, and not on a trained one."""
+    nodes = onnx.load(tiny_bundle / f"{graph}.onnx").graph.node
+    found = [item.f for node in nodes for item in node.attribute if item.name == "epsilon"]
+    assert found
+    np.testing.assert_allclose(found, epsilon, rtol=1e-6)
+
+
 def test_batch_and_length_are_dynamic(tiny_bundle) -> None:
     for name, dynamic in (("image", {"images"}), ("text", {"captions", "words"})):
         model = onnx.load(tiny_bundle / f"{name}.onnx")
