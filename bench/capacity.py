@@ -24,8 +24,7 @@ from PIL import Image  # noqa: E402
 import hat_export  # noqa: E402
 from hat_export.base.timer import Timer, own_median  # noqa: E402
 from hat_export.index.images import ImageIndex, record_layout  # noqa: E402
-from hat_export.index.record_file import ALIGNMENT  # noqa: E402
-from hat_export.index.search import score_index  # noqa: E402
+from hat_export.index.record_format import ALIGNMENT  # noqa: E402
 from hat_export.index.storage import STORAGES  # noqa: E402
 from hat_export.runtime.self_test import noise_captions  # noqa: E402
 from hat_export.runtime.session import Session  # noqa: E402
@@ -77,11 +76,9 @@ def measure(session: Session, rounds: int) -> dict[str, float]:
         with ImageIndex.create(path, spec, "capacity", projections, "float16") as index:
             levels = tuple(np.concatenate([level] * 4) for level in reduced.levels)
             names = [str(number) for number in range(4 * IMAGES)]
-            index.append(names, ReducedImages(levels), projections)
+            index.add(names, ReducedImages(levels))
             pairs = len(names) * CAPTIONS
-            found["pairs_per_second"] = rate(
-                lambda: score_index(index, texts, projections, 1), pairs, rounds
-            )
+            found["pairs_per_second"] = rate(lambda: index.score(texts, 1), pairs, rounds)
     for name in ("float16", "int8"):
         layout = record_layout(spec, STORAGES[name])
         # A record ends with its checksum.

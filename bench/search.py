@@ -37,7 +37,6 @@ from hat_export.data.dataset import CaptionDataset  # noqa: E402
 from hat_export.data.karpathy import read_karpathy  # noqa: E402
 from hat_export.index.captions import CaptionIndex  # noqa: E402
 from hat_export.index.images import ImageIndex  # noqa: E402
-from hat_export.index.search import score_index, search  # noqa: E402
 from hat_export.index.storage import STORAGES  # noqa: E402
 from hat_export.runtime.evaluate import score_dataset  # noqa: E402
 from hat_export.runtime.session import Session  # noqa: E402
@@ -88,7 +87,7 @@ def precision(folder: Path) -> list[dict[str, Any]]:
         for storage in STORAGES:
             path = Path(temporary) / f"{storage}.hatidx"
             with build_index(session, dataset, path, storage) as index:
-                scores = score_index(index, texts, session.projections, THREADS)
+                scores = index.score(texts, THREADS)
                 result = rank(scores, dataset.owners)
                 rows.append(
                     {
@@ -145,16 +144,16 @@ def full(folder: Path) -> list[dict[str, Any]]:
         )
         for start in range(0, 1000, 20):
             names = [str(start + number) for number in range(20)]
-            images.append(names, random_images(OFFICIAL, 20, random), projections)
+            images.add(names, random_images(OFFICIAL, 20, random))
         captions = CaptionIndex.create(
             Path(temporary) / "captions.hatidx", OFFICIAL, "made-up", projections, "float32"
         )
         for start in range(0, 5000, 50):
             names = [str(start + number) for number in range(50)]
-            captions.append(names, random_texts(OFFICIAL, 50, random), projections)
+            captions.add(names, random_texts(OFFICIAL, 50, random))
         size = (Path(temporary) / "images.hatidx").stat().st_size
         started = time.perf_counter()
-        scores = score_index(images, captions, projections, THREADS, PlainLines())
+        scores = images.score(captions, THREADS, PlainLines())
         seconds = time.perf_counter() - started
         owners = [caption // 5 for caption in range(5000)]
         whole, folds = rank(scores, owners), fold_mean(scores, owners, 5)
@@ -188,14 +187,14 @@ def large(folder: Path) -> list[dict[str, Any]]:
             while len(index) < goal:
                 count = min(1000, goal - len(index))
                 names = [str(len(index) + number) for number in range(count)]
-                index.append(names, random_images(spec, count, random), projections)
+                index.add(names, random_images(spec, count, random))
             for candidates, rescore in (("pooled", 100), ("level3", 100), ("pooled", None)):
                 few = itertools.cycle(range(20 if rescore else 3))
 
                 def run(few=few, candidates=candidates, rescore=rescore) -> object:
                     number = next(few)
                     query = queries[number : number + 1]
-                    return search(index, query, projections, 10, candidates, rescore, THREADS)
+                    return index.search(query, 10, candidates, rescore, THREADS)
 
                 calls = Timer().repeat(run, calls=20 if rescore else 3, warm_up=0)
                 rows.append(

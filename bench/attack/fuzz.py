@@ -105,7 +105,7 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
     from hat_export.data.karpathy import read_karpathy
     from hat_export.data.tables import read_csv, read_jsonl
     from hat_export.errors import HatError
-    from hat_export.index import record_file
+    from hat_export.index import record_format
     from hat_export.index.query import open_index_file
     from hat_export.model.checkpoint import read_state_dict
     from hat_export.model.keys import to_own
@@ -126,8 +126,8 @@ def parsers(work: Path) -> dict[str, Callable[[bytes], None]]:
         def __ne__(self, other: object) -> bool:
             return False
 
-    record_file._is_sealed = lambda block: len(block) == record_file.ALIGNMENT
-    record_file.zlib = types.SimpleNamespace(crc32=lambda content, value=0: Fits(0))
+    record_format._is_sealed = lambda block: len(block) == record_format.ALIGNMENT
+    record_format.zlib = types.SimpleNamespace(crc32=lambda content, value=0: Fits(0))
 
     def at(name: str, content: bytes) -> Path:
         path = work / name

@@ -138,10 +138,9 @@ def index_command(
     cores = threads or default_threads()
     with open_checked(bundle, backend, cores, verify=True) as session:
         kind = CaptionIndex if captions else ImageIndex
-        projections = session.projections
         precision = storage.value if storage else None
         opened = Bundle.read(bundle, verify=False)
-        with open_index(out, kind, opened, projections, precision) as target:
+        with open_index(out, kind, opened, session.projections, precision) as target:
             if target.file.notice:
                 progress.step(target.file.notice)
             if isinstance(target, ImageIndex) and not skip_known:
@@ -154,7 +153,7 @@ def index_command(
                 encode = partial(encode_here, session)
                 if ray:
                     encode = partial(encode_with_ray, ray, bundle, backend, progress)
-                result = index_images(target, projections, refs, encode, batch, commit, progress)
+                result = index_images(target, refs, encode, batch, commit, progress)
             total, size = len(target), out.stat().st_size
     _report_skipped(result.skipped, skipped)
     parts = [f"{result.added} added"]

@@ -37,7 +37,7 @@ def index_delete_command(
     if not names and not compact:
         raise InputError("nothing to delete; expected names, --listed FILE or --compact")
     with open_index_file(index) as opened:
-        opened.delete(names)
+        opened.remove(names)
         if compact:
             opened.compact()
         left = f"{len(opened)} {opened.kind} left"

@@ -18,7 +18,6 @@ from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import InputError
 from hat_export.index.images import ImageIndex
 from hat_export.index.rescore import Calibration, SearchReport, calibrate, measure_search
-from hat_export.index.search import coarse_scores, score_index
 from hat_export.report.report import Report, Table
 from hat_export.runtime.evaluate import encode_captions
 from hat_export.runtime.session import Session
@@ -67,13 +66,13 @@ def build_index(
         batch: Images at a time.
         progress: Told after each batch.
     """
-    projections = session.projections
-    index = ImageIndex.create(path, session.spec, session.spec.name, projections, storage)
+    name = session.spec.name
+    index = ImageIndex.create(path, session.spec, name, session.projections, storage)
     names = [entry.name for entry in dataset.entries]
     pictures = dataset.images()
     for start in range(0, len(names), batch):
         some = names[start : start + batch]
-        index.append(some, session.reduce_images([next(pictures) for _ in some]), projections)
+        index.add(some, session.reduce_images([next(pictures) for _ in some]))
         progress.count("images indexed", start + len(some), len(names))
     return index
 
@@ -85,12 +84,7 @@ def encode_texts(
     blocks = list(encode_captions(session, dataset.captions, batch, progress))
     together = TextFeatures.concatenate([features for _, features in blocks])
     back = np.argsort(np.concatenate([positions for positions, _ in blocks]))
-    return take(together, back)
-
-
-def take(texts: TextFeatures, positions: np.ndarray) -> TextFeatures:
-    """Some captions in the given order."""
-    return TextFeatures(tuple(level[positions] for level in texts.levels), texts.lengths[positions])
+    return together[back]
 
 
 def index_split(
@@ -107,7 +101,7 @@ def index_split(
     """
     index = build_index(session, dataset, path, storage, progress=progress)
     texts = encode_texts(session, dataset, progress=progress)
-    exact = score_index(index, texts, session.projections, session.threads, progress)
+    exact = index.score(texts, session.threads, progress)
     return IndexedSplit(dataset, index, texts, exact)
 
 
@@ -122,7 +116,7 @@ def run(
     """Choose the number of candidates on one split, measure recall and latency on another.
 
     Args:
-        session: Whose projections are used.
+        session: Whose threads are used.
         calibration: Split that chooses.
         test: Split that is measured.
         candidates: A name of :data:`hat_export.index.search.CANDIDATES`.
@@ -134,10 +128,9 @@ def run(
     """
     if not recall_loss >= 0:
         raise InputError(f"a recall loss of {recall_loss} points; expected at least 0")
-    projections, threads = session.projections, session.threads
     found = []
     for split in (calibration, test):
-        coarse = coarse_scores(split.index, split.texts, projections, candidates, threads)
+        coarse = split.index.coarse_scores(split.texts, candidates, session.threads)
         found.append(calibrate(split.exact, coarse, split.dataset.owners, (recall_loss,)))
     chosen = choose_candidates(found[0], recall_loss, len(test.index))
     step = max(1, len(test.texts) // queries)
@@ -145,7 +138,7 @@ def run(
     owners = [test.dataset.owners[position] for position in some.tolist()]
     settings = sorted({chosen, *(n for n in STEPS if n < len(test.index))})
     report = measure_search(
-        test.index, take(test.texts, some), projections, owners, candidates, settings, threads
+        test.index, test.texts[some], owners, candidates, settings, session.threads
     )
     return found[0], found[1], report
 

@@ -94,7 +94,7 @@ def open_index(
         path: Of the index.
         kind: Images or captions.
         bundle: The bundle; a new index takes its checkpoint's hash as the model's.
-        projections: Its projections.
+        projections: Its projections, which the index owns from then on.
         precision: Storage precision; None: that of the existing index, else float16 for images and
             float32 for captions.
 
@@ -120,6 +120,7 @@ def open_index(
         raise IndexFileError(
             f"{path}: stores {facts['precision']}, not {precision}; choose another output"
         )
+    index.use(projections)
     return index
 
 
@@ -215,7 +216,6 @@ def encode_here(session: Session, batches: Iterable[Sequence[ImageRef]]) -> Iter
 
 def index_images(
     index: ImageIndex,
-    projections: Projections,
     refs: Sequence[ImageRef],
     encode: Engine,
     batch: int = 32,
@@ -226,7 +226,6 @@ def index_images(
 
     Args:
         index: Where to.
-        projections: Those it was made with.
         refs: The images.
         encode: The engine.
         batch: Images that are encoded together.
@@ -248,11 +247,11 @@ def index_images(
         waiting.append(encoded)
         count = sum(len(part.names) for part in waiting)
         if count >= commit:
-            _write(index, waiting, projections)
+            _write(index, waiting)
             added, count = added + count, 0
         progress.count("images indexed", present + len(skipped) + added + count, len(refs))
     added += sum(len(part.names) for part in waiting)
-    _write(index, waiting, projections)
+    _write(index, waiting)
     return IndexingResult(added, present, tuple(skipped))
 
 
@@ -276,7 +275,7 @@ def _fresh(refs: Sequence[ImageRef], known: set[str]) -> tuple[list[ImageRef], l
     return fresh, skipped
 
 
-def _write(index: ImageIndex, waiting: list[EncodedBatch], projections: Projections) -> None:
+def _write(index: ImageIndex, waiting: list[EncodedBatch]) -> None:
     """Append the encoded batches in one commit, and forget them."""
     parts = [batch.images for batch in waiting if batch.images is not None]
     names = [name for batch in waiting for name in batch.names]
@@ -284,7 +283,7 @@ def _write(index: ImageIndex, waiting: list[EncodedBatch], projections: Projecti
     if parts:
         levels = zip(*(part.levels for part in parts), strict=True)
         together = ReducedImages(tuple(np.concatenate(level) for level in levels))
-        index.append(names, together, projections)
+        index.add(names, together)
 
 
 def index_captions(
@@ -308,7 +307,7 @@ def index_captions(
     for start in range(0, len(fresh), 16 * batch):
         some = fresh[start : start + 16 * batch]
         for positions, features in encode_captions(session, some, batch):
-            index.append([some[n] for n in positions.tolist()], features, session.projections)
+            index.add([some[n] for n in positions.tolist()], features)
         progress.count("captions indexed", start + len(some), len(fresh))
     return IndexingResult(len(fresh), len(captions) - len(fresh), ())
 

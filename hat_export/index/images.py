@@ -1,108 +1,33 @@
-"""The compact image index: what scoring needs of an image, and nothing more.
-
-At levels 1 and 2 that is the image encoder's normed stage output ``h``, at level 3 the projected
-features ``x``, and at every level the norms ``|x|`` of the projected regions; besides a pooled
-vector for coarse search. In float16 an image of the published model takes 0.69 MB, where its
-features at full width in float32 take 3.16 MB.
-"""
+"""The compact image index: images are added, scored, searched and removed here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 
-from hat_export.errors import IndexFileError, InputError
-from hat_export.index.base import FeatureIndex
-from hat_export.index.captions import check_projections, spec_sha256
-from hat_export.index.record_file import ALIGNMENT, RecordFile
-from hat_export.index.storage import Storage, encode, storage_named
-from hat_export.kernels.alignment_cpu import region_norms
+from hat_export.base.progress import SILENT, Progress
+from hat_export.errors import InputError
+from hat_export.index import search
+from hat_export.index.base import spec_sha256
+from hat_export.index.image_records import ImageRecords, record_layout
+from hat_export.index.record_file import RecordFile
+from hat_export.index.search import Captions, Hits
+from hat_export.index.storage import storage_named
 from hat_export.score.features import ReducedImages
-from hat_export.score.projection import Projections, pool, pooled_width, stored_widths
+from hat_export.score.projection import Projections
 from hat_export.spec import ModelSpec
 
-#: Pooled vectors that are kept in memory, in bytes: 116,000 images of official size. A query then
-#: costs a matrix product instead of reading and decoding a part of every record.
-POOLED_BYTES = 1 << 30
 
-
-@dataclass(frozen=True)
-class Section:
-    """One array of every record.
-
-    Attributes:
-        offset: First byte within the record; a multiple of 64.
-        dtype: Of its values, little-endian.
-        shape: Of one record's array.
-    """
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.dtype.itemsize * int(np.prod(self.shape))
-
-
-def record_layout(spec: ModelSpec, storage: Storage) -> dict[str, Section]:
-    """Where each array of an image lies in its record.
-
-    The pooled vector and level 3 come first: coarse search reads them and nothing else, and so
-    touches few pages of the file.
-
-    Args:
-        spec: Architecture.
-        storage: Precision of the features.
-
-    Returns:
-        ``pooled``, then per level ``norms_n``, ``scales_n`` (int8 only) and ``values_n``.
-    """
-    single = np.dtype("<f4")
-    pooled = single if storage.name == "float32" else np.dtype("<f2")
-    parts: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = [
-        ("pooled", pooled, (pooled_width(spec),))
-    ]
-    shapes = list(zip(spec.level_regions, stored_widths(spec), strict=True))
-    for level in (3, 1, 2):
-        regions, width = shapes[level - 1]
-        parts.append((f"norms_{level}", single, (regions,)))
-        if storage.scaled:
-            parts.append((f"scales_{level}", single, (regions,)))
-        parts.append((f"values_{level}", storage.dtype, (regions, width)))
-    layout: dict[str, Section] = {}
-    offset = 0
-    for name, dtype, shape in parts:
-        section = Section(offset, dtype, shape)
-        layout[name] = section
-        offset += section.size + -section.size % ALIGNMENT
-    return layout
-
-
-class ImageIndex(FeatureIndex):
+class ImageIndex(ImageRecords):
     """Compact features of images in a ``.hatidx`` file; made by :meth:`create` or :meth:`open`.
 
-    Attributes:
-        file: The container.
-        spec: Architecture that the features belong to.
-        storage: Precision of the features; norms are float32, pooled vectors float32 in a float32
-            index and float16 in the others.
-        layout: Where each array lies in a record.
+    Adding and searching take the model's projections: see
+    :class:`hat_export.index.base.FeatureIndex` for who gives them and when.
     """
-
-    kind = "images"
-
-    def __init__(self, file: RecordFile) -> None:
-        super().__init__(file)
-        self.layout = record_layout(self.spec, self.storage)
-        self._check_sizes()
-        self._pooled = np.empty((0, pooled_width(self.spec)), np.float32)
 
     @classmethod
     def create(
@@ -151,27 +76,27 @@ class ImageIndex(FeatureIndex):
                 for name, part in layout.items()
             },
         }
-        return cls(RecordFile.create(path, metadata))
+        index = cls(RecordFile.create(path, metadata))
+        index.use(projections)
+        return index
 
     @property
     def notice(self) -> str | None:
         """What was found of an interrupted append, one line; None if nothing."""
         return self.file.notice
 
-    def append(self, ids: Sequence[str], images: ReducedImages, projections: Projections) -> None:
+    def add(self, ids: Sequence[str], images: ReducedImages) -> None:
         """Add images: all or none of them.
 
         Args:
             ids: One new identifier per image.
             images: Their features.
-            projections: Those that the index was created with.
 
         Raises:
-            InputError: if the features, ids or projections don't fit, or a feature isn't finite.
+            InputError: if the features or ids don't fit, or a feature isn't finite.
             IndexFileError: if another process is appending.
             OutputError: if the file can't be written.
         """
-        check_projections(self.file, projections)
         images.check(self.spec)
         if len(ids) != len(images):
             raise InputError(f"{len(ids)} ids for {len(images)} images; expected one each")
@@ -179,93 +104,89 @@ class ImageIndex(FeatureIndex):
         payloads = []
         for number, name in enumerate(ids):
             levels = [level[number : number + 1] for level in images.levels]
-            payloads.append(self._payload(name, levels, projections))
+            payloads.append(self._payload(name, levels))
         self.file.append(payloads, ids)
 
-    def delete(self, ids: Sequence[str]) -> None:
-        """Take images out; what :meth:`RecordFile.delete` says."""
-        super().delete(ids)
-        self._pooled = self._pooled[:0]  # positions have changed
-
-    def level(
-        self, level: int, positions: Int64[np.ndarray, " images"]
-    ) -> tuple[Float32[np.ndarray, "images regions width"], Float32[np.ndarray, "images regions"]]:
-        """Features and region norms of some images at one level, decoded.
-
-        Takes memory for the float32 result and for its encoded form.
+    def append(self, ids: Sequence[str], images: ReducedImages, projections: Projections) -> None:
+        """Add images of an encoder whose projections are compared with the index's first.
 
         Args:
-            level: 1, 2 or 3.
-            positions: Which images.
-
-        Returns:
-            float32 [images, regions, width] and float32 [images, regions].
-        """
-        scales = self._array(f"scales_{level}", positions) if self.storage.scaled else None
-        values = self.storage.decode(self._array(f"values_{level}", positions), scales)
-        return values, self._array(f"norms_{level}", positions)
-
-    def pooled(
-        self, positions: Int64[np.ndarray, " images"]
-    ) -> Float32[np.ndarray, "images pooled"]:
-        """Pooled vectors of some images: float32 [images, 3 d], a unit vector per level."""
-        return self._array("pooled", positions).astype(np.float32)
-
-    def all_pooled(self) -> Float32[np.ndarray, "images pooled"] | None:
-        """Pooled vectors of all images, kept in memory from the first call on.
-
-        Returns:
-            float32 [images, 3 d]; None if they take more than :data:`POOLED_BYTES`.
-        """
-        if 4 * len(self) * self._pooled.shape[1] > POOLED_BYTES:
-            return None
-        if len(self._pooled) < len(self):
-            added = self.pooled(np.arange(len(self._pooled), len(self)))
-            self._pooled = np.concatenate([self._pooled, added])
-        return self._pooled
-
-    def verify(self) -> None:
-        """Check every byte of the file.
+            ids: As for :meth:`add`.
+            images: As for :meth:`add`.
+            projections: Of the model that encoded them.
 
         Raises:
-            IndexFileError: at the first damaged part, or if an append was interrupted.
+            InputError: as :meth:`add`, or if the index was made with other projections.
+            IndexFileError: as :meth:`add`.
+            OutputError: as :meth:`add`.
         """
-        self.file.verify()
+        self.use(projections)
+        self.add(ids, images)
 
-    def _check_sizes(self) -> None:
-        """Refuse records of another size than the layout's, which would be read as others'."""
-        last = self.layout["values_2"]
-        expected = last.offset + last.size
-        expected += 4 + -(expected + 4) % ALIGNMENT
-        if (self.file.record_bytes != expected).any():
-            raise IndexFileError(
-                f"{self.file.path}: a record is not of {expected} bytes; build the index again"
-            )
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take images out; what :meth:`RecordFile.delete` says."""
+        super().remove(ids)
+        self._forget_pooled()
 
-    def _array(self, name: str, positions: np.ndarray) -> np.ndarray:
-        section = self.layout[name]
-        content = self.file.gather(positions, section.offset, section.size)
-        return content.view(section.dtype).reshape(len(positions), *section.shape)
+    def score(
+        self, captions: Captions, threads: int = 1, progress: Progress = SILENT
+    ) -> Float32[np.ndarray, "images captions"]:
+        """Exact score of every image with every caption.
 
-    def _payload(self, name: str, levels: list[np.ndarray], projections: Projections) -> bytes:
-        last = self.layout["values_2"]
-        content = bytearray(last.offset + last.size)
+        Args:
+            captions: Word features, or an index of captions with folded words.
+            threads: Threads of the kernel.
+            progress: Told after each block with the pairs done so far.
 
-        def put(section: str, values: np.ndarray) -> None:
-            part = self.layout[section]
-            encoded = values.astype(part.dtype).tobytes()
-            content[part.offset : part.offset + part.size] = encoded
+        Returns:
+            float32 [images, captions]; higher is better.
 
-        pooled = []
-        folds = zip(levels, projections.levels, strict=True)
-        for level, (hidden, fold) in enumerate(folds, start=1):
-            what = f"image {name!r}, level {level}"
-            stored, scales = encode(self.storage, hidden[0], what)
-            features = hidden if fold is None else fold.apply(hidden)
-            put(f"values_{level}", stored)
-            put(f"norms_{level}", region_norms(features)[0])
-            if scales is not None:
-                put(f"scales_{level}", scales)
-            pooled.append(pool(features)[0])
-        put("pooled", np.concatenate(pooled))
-        return bytes(content)
+        Raises:
+            InputError: if the captions are of another model.
+            BackendUnavailableError: if the kernel's library is missing.
+        """
+        return search.score_images(self, captions, threads, progress)
+
+    def coarse_scores(
+        self, captions: Captions, candidates: str, threads: int = 1
+    ) -> Float32[np.ndarray, "images captions"]:
+        """Coarse score of every image with every caption, as :meth:`search` uses it.
+
+        Args:
+            captions: As for :meth:`score`.
+            candidates: A name of :data:`hat_export.index.search.CANDIDATES`.
+            threads: Threads of the kernel.
+
+        Returns:
+            float32 [images, captions].
+
+        Raises:
+            InputError: as :meth:`score`, and if there are no such candidates.
+        """
+        return search.coarse_scores(self, captions, candidates, threads)
+
+    def search(
+        self,
+        captions: Captions,
+        top_k: int,
+        candidates: str = "pooled",
+        rescore: int | None = None,
+        threads: int = 1,
+    ) -> list[Hits]:
+        """The best images of every caption.
+
+        Args:
+            captions: As for :meth:`score`.
+            top_k: Images wanted; fewer come back if the index has fewer.
+            candidates: A name of :data:`hat_export.index.search.CANDIDATES`.
+            rescore: Candidates that are scored exactly, at least ``top_k``; all images if None,
+                which is the exact search.
+            threads: Threads of the kernel.
+
+        Returns:
+            Hits per caption, in order.
+
+        Raises:
+            InputError: as :meth:`score`, and on a number or name out of range.
+        """
+        return search.search_images(self, captions, top_k, candidates, rescore, threads)

@@ -19,8 +19,7 @@ from hat_export.index.build import Index, model_name, origin_of
 from hat_export.index.captions import CaptionIndex
 from hat_export.index.images import ImageIndex
 from hat_export.index.record_file import RecordFile
-from hat_export.index.search import Hits, search
-from hat_export.index.search_captions import search_captions
+from hat_export.index.search import Hits
 from hat_export.report.search_page import Shown, caption_page, image_gallery
 from hat_export.runtime.backends import open_checked
 from hat_export.runtime.session import Session
@@ -30,8 +29,11 @@ from hat_export.runtime.session import Session
 class OpenSearch(Closing):
     """An index with the session of its model.
 
+    The index file has only the hash of the projections that searching takes; the session has read
+    them, and has given them to the index.
+
     Attributes:
-        index: Of images or captions.
+        index: Of images or captions, with its projections.
         session: Of the bundle it was made with.
     """
 
@@ -82,6 +84,7 @@ def open_search(
 
     Raises:
         IndexFileError: if the index can't be used, or belongs to another model.
+        InputError: if it was made with other projections than the bundle's.
         BundleError: if the bundle can't be used.
     """
     index = open_index_file(path)
@@ -98,6 +101,11 @@ def open_search(
         check_model(index, Bundle.read(folder, verify=False))
         cores = threads or default_threads()
         session = open_checked(folder, backend, cores, verify, require_signature)
+        try:
+            index.use(session.projections)
+        except BaseException:
+            session.close()
+            raise
     except BaseException:
         index.close()
         raise
@@ -139,9 +147,7 @@ def found_images(opened: OpenSearch, text: str, top_k: int, rescore: int | None)
         raise InputError("an empty text finds nothing; expected a description of the images")
     session = opened.session
     texts = session.encode_texts([text])
-    (hits,) = search(
-        opened.index, texts, session.projections, top_k, "pooled", rescore, session.threads
-    )
+    (hits,) = opened.index.search(texts, top_k, "pooled", rescore, session.threads)
     return hits
 
 
@@ -163,14 +169,8 @@ def found_captions(opened: OpenSearch, image: Path, top_k: int, rescore: int | N
             "make an index with `hat-export index --captions`"
         )
     session = opened.session
-    (hits,) = search_captions(
-        opened.index,
-        session.reduce_images([image]),
-        session.projections,
-        top_k,
-        rescore,
-        session.threads,
-    )
+    images = session.reduce_images([image])
+    (hits,) = opened.index.search(images, top_k, rescore, session.threads)
     return hits
 
 

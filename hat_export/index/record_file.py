@@ -2,19 +2,15 @@
 
 An append writes its data behind everything committed, waits for the disk, and only then writes one
 commit slot of 64 bytes. An interruption at any moment leaves the state before or the state after.
-The byte layout is described in ``docs/index_format.md``.
+The byte layout is :mod:`hat_export.index.record_format`'s.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -25,46 +21,30 @@ from hat_export.base.atomic import partial_file, partial_folder, publish, try_lo
 from hat_export.base.closing import Closing
 from hat_export.base.files import sync_folder
 from hat_export.errors import IndexFileError, InputError, OutputError
+from hat_export.index.record_format import (
+    ALIGNMENT,
+    CRC,
+    METADATA_START,
+    PAGE,
+    Bytes,
+    Commit,
+    SegmentKind,
+    header_is_whole,
+    newest,
+    pack_header,
+    pack_segment,
+    padded_record,
+    read_header,
+    read_segment,
+    record_is_whole,
+)
 
-Bytes = NDArray[np.uint8]
-
-FORMAT_VERSION = 1
-ALIGNMENT = 64
-#: The preamble and both commit slots lie in pages of their own, so that a disk that loses a page
-#: while it writes one slot loses neither the other slot nor the preamble.
-PAGE = 4096
-METADATA_START = 3 * PAGE
 #: Records that are copied in one step when a file is compacted: 44 MB at official size.
 COMPACTED_TOGETHER = 64
-
-# The line ending shows a file that was transferred as text.
-_MAGIC = b"HATIDX\r\n"
-_COMMIT_MAGIC = b"HATCOMIT"
-_SEGMENT_MAGIC = b"HATSEGMT"
-#: Segments without records: their directory lists ids that go, or notes that come.
-_DELETION_MAGIC = b"HATDELET"
-_NOTES_MAGIC = b"HATNOTES"
-# magic, format version, header bytes, metadata bytes (unpadded), CRC-32 of the padded metadata
-_PREAMBLE = struct.Struct("<8sIIII36x")
-# magic, sequence, segments, records, end of the last segment in bytes
-_COMMIT = struct.Struct("<8sQQQQ20x")
-# magic, records, bytes of the records, bytes of the directory, CRC-32 of the directory
-_SEGMENT = struct.Struct("<8sQQQI24x")
-_CRC = struct.Struct("<I")
 
 
 class IndexRecoveryWarning(UserWarning):
     """An interrupted append was found and is ignored."""
-
-
-@dataclass(frozen=True)
-class _Commit:
-    """A committed state: ``end`` bytes hold ``segments`` segments of ``records`` records."""
-
-    sequence: int
-    segments: int
-    records: int
-    end: int
 
 
 class RecordFile(Closing):
@@ -84,7 +64,7 @@ class RecordFile(Closing):
         self.ids: list[str] = []
         self.notes: list[str] = []
         self.metadata: dict[str, Any] = {}
-        self._commit = _Commit(0, 0, 0, 0)
+        self._commit = Commit(0, 0, 0, 0)
         self._starts = np.zeros(0, np.int64)
         self._sizes = np.zeros(0, np.int64)
         self._known: set[str] = set()
@@ -107,13 +87,7 @@ class RecordFile(Closing):
         Raises:
             OutputError: if the path exists or can't be written.
         """
-        text = json.dumps(metadata, sort_keys=True, ensure_ascii=False).encode()
-        padded = text + bytes(-len(text) % ALIGNMENT)
-        header = METADATA_START + len(padded)
-        preamble = _PREAMBLE.pack(_MAGIC, FORMAT_VERSION, header, len(text), zlib.crc32(padded))
-        content = bytearray(METADATA_START) + padded
-        content[:ALIGNMENT] = _sealed(preamble)
-        content[PAGE : PAGE + ALIGNMENT] = _sealed(_COMMIT.pack(_COMMIT_MAGIC, 0, 0, 0, header))
+        content = pack_header(metadata)
         if path.exists():
             raise OutputError(f"{path}: exists already; choose another output or append to it")
         try:
@@ -141,7 +115,7 @@ class RecordFile(Closing):
     def record(self, position: int) -> Bytes:
         """One record: a view of its payload with the padding behind it, uint8 [bytes]."""
         start, size = int(self._starts[position]), int(self._sizes[position])
-        return self._map[start : start + size - _CRC.size]
+        return self._map[start : start + size - CRC.size]
 
     def gather(self, positions: NDArray[np.int64], offset: int, size: int) -> Bytes:
         """The same bytes of some records, copied: uint8 [len(positions), size].
@@ -178,8 +152,8 @@ class RecordFile(Closing):
             raise InputError(f"{len(payloads)} records with {len(encoded)} ids; expected as many")
         if not payloads:
             return
-        records = [_padded_record(payload) for payload in payloads]
-        self._append_segment(_SEGMENT_MAGIC, records, encoded, len(self) + len(records))
+        records = [padded_record(payload) for payload in payloads]
+        self._append_segment("records", records, encoded, len(self) + len(records))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Take records out: all of them or, if it is interrupted, none.
@@ -200,11 +174,11 @@ class RecordFile(Closing):
                 raise InputError(f"id {name!r} isn't in {self.path}; nothing was deleted")
         if wanted:
             encoded = [name.encode() for name in wanted]
-            self._append_segment(_DELETION_MAGIC, [], encoded, len(self) - len(wanted))
+            self._append_segment("deletion", [], encoded, len(self) - len(wanted))
 
     def note(self, text: str) -> None:
         """Add a line to :attr:`notes`; errors as of :meth:`append`."""
-        self._append_segment(_NOTES_MAGIC, [], [text.encode()], len(self))
+        self._append_segment("notes", [], [text.encode()], len(self))
 
     def compact(self) -> None:
         """Write the file anew without deleted records; it takes the old one's place when complete.
@@ -239,20 +213,15 @@ class RecordFile(Closing):
         return self._deleted_bytes
 
     def _append_segment(
-        self, magic: bytes, records: list[bytes], names: list[bytes], total: int
+        self, kind: SegmentKind, records: list[bytes], names: list[bytes], total: int
     ) -> None:
-        directory = np.array([len(record) // ALIGNMENT for record in records], "<u4").tobytes()
-        directory += np.array([len(name) for name in names], "<u4").tobytes()
-        directory += b"".join(names)
-        directory += bytes(-len(directory) % ALIGNMENT)
-        size = sum(map(len, records))
-        segment = _SEGMENT.pack(magic, len(names), size, len(directory), zlib.crc32(directory))
+        head, directory = pack_segment(kind, records, names)
         before = self._commit
-        after = _Commit(
+        after = Commit(
             before.sequence + 1,
             before.segments + 1,
             total,
-            before.end + ALIGNMENT + size + len(directory),
+            before.end + len(head) + sum(map(len, records)) + len(directory),
         )
         try:
             with self.path.open("r+b") as file:
@@ -261,7 +230,7 @@ class RecordFile(Closing):
                     # What an interrupted append left is overwritten and cut off.
                     file.truncate(before.end)
                     file.seek(before.end)
-                    file.write(_sealed(segment))
+                    file.write(head)
                     for record in records:
                         file.write(record)
                     file.write(directory)
@@ -269,8 +238,8 @@ class RecordFile(Closing):
                 except OSError:
                     file.truncate(before.end)
                     raise
-                file.seek(PAGE * (1 + after.sequence % 2))
-                file.write(_commit_slot(after))
+                file.seek(after.place)
+                file.write(after.slot())
                 _sync(file)
         except OSError as error:
             raise _unwritable(self.path, error, "nothing was appended") from None
@@ -288,16 +257,7 @@ class RecordFile(Closing):
         """
         if self.notice:
             raise IndexFileError(self.notice)
-        other = PAGE * (2 - self._commit.sequence % 2)
-        slot = self._map[other : other + ALIGNMENT].tobytes()
-        expected = self._commit.sequence - 1
-        if expected < 0:
-            whole = not any(slot)
-        else:
-            commit = _read_commit(slot)
-            whole = commit is not None and commit.sequence == expected
-        gaps = ((ALIGNMENT, PAGE), (PAGE + ALIGNMENT, 2 * PAGE), (2 * PAGE + ALIGNMENT, 3 * PAGE))
-        if not whole or any(self._map[first:last].any() for first, last in gaps):
+        if not header_is_whole(self._map, self._commit):
             raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
         self.verify_records()
 
@@ -309,8 +269,7 @@ class RecordFile(Closing):
         """
         for position, name in enumerate(self.ids):
             start, size = int(self._starts[position]), int(self._sizes[position])
-            stored = self._map[start : start + size].data
-            if _CRC.unpack(stored[-_CRC.size :])[0] != zlib.crc32(stored[: -_CRC.size]):
+            if not record_is_whole(self._map[start : start + size].data):
                 raise IndexFileError(
                     f"{self.path}: record {position} ({name!r}) is damaged (its checksum doesn't "
                     "fit); build the index again"
@@ -342,19 +301,19 @@ class RecordFile(Closing):
                 f"{self.path}: another process is appending to it; try again when it is done"
             )
         head = file.read(METADATA_START)
-        newest = _newest([head[PAGE:], head[2 * PAGE :]])
+        found = newest([head[PAGE:], head[2 * PAGE :]])
         # A compaction gives the name to another file: an append to the old one would be lost.
         renamed = not os.path.samestat(os.fstat(file.fileno()), self.path.stat())
-        if renamed or newest != self._commit:
+        if renamed or found != self._commit:
             raise IndexFileError(
                 f"{self.path}: was changed by another process since it was opened; open it again"
             )
 
     def _load(self) -> None:
         self._map = _mapped(self.path)
-        header = self._load_header()
+        self.metadata, header = read_header(self.path, self._map)
         slots = [self._map[PAGE * n : PAGE * n + ALIGNMENT].tobytes() for n in (1, 2)]
-        commit = _newest(slots)
+        commit = newest(slots)
         if commit is None or commit.end < header:
             raise IndexFileError(f"{self.path}: both commit slots are damaged; build it again")
         if commit.end > len(self._map):
@@ -366,7 +325,7 @@ class RecordFile(Closing):
         self.ids, self.notes, self._known, self._deleted_bytes = [], [], set(), 0
         self._load_segments(header, commit, 0)
         self._commit = commit
-        torn = any(any(slot) and _read_commit(slot) is None for slot in slots)
+        torn = any(any(slot) and Commit.read(slot) is None for slot in slots)
         extra = len(self._map) - commit.end
         self.notice = None
         if torn or extra:
@@ -377,34 +336,7 @@ class RecordFile(Closing):
             )
             warnings.warn(self.notice, IndexRecoveryWarning, stacklevel=2)
 
-    def _load_header(self) -> int:
-        preamble = self._map[:ALIGNMENT].tobytes()
-        if preamble[: len(_MAGIC)] != _MAGIC:
-            raise IndexFileError(f"{self.path}: not a hat-export index; expected a .hatidx file")
-        if len(self._map) < METADATA_START:
-            raise IndexFileError(f"{self.path}: truncated within its header; copy it again")
-        if not _is_sealed(preamble):
-            raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
-        _, version, header, length, crc = _PREAMBLE.unpack(preamble[: _PREAMBLE.size])
-        if version != FORMAT_VERSION:
-            raise IndexFileError(
-                f"{self.path}: index format {version}; this version reads {FORMAT_VERSION}: "
-                "build the index again or use the version that wrote it"
-            )
-        if len(self._map) < header:
-            raise IndexFileError(f"{self.path}: truncated within its header; copy it again")
-        metadata = self._map[METADATA_START:header].tobytes()
-        if zlib.crc32(metadata) != crc:
-            raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
-        try:
-            self.metadata = json.loads(metadata[:length])
-        except (ValueError, RecursionError):
-            self.metadata = {}
-        if header < METADATA_START or not self.metadata or not isinstance(self.metadata, dict):
-            raise IndexFileError(f"{self.path}: the header is damaged; build the index again")
-        return int(header)
-
-    def _load_segments(self, at: int, commit: _Commit, known: int) -> None:
+    def _load_segments(self, at: int, commit: Commit, known: int) -> None:
         """Read the segments from number ``known`` on, the first of which lies at ``at``."""
         starts, sizes = [self._starts], [self._sizes]
         gone: set[int] = set()
@@ -413,47 +345,28 @@ class RecordFile(Closing):
             damaged = IndexFileError(
                 f"{self.path}: segment {number} is damaged; build the index again"
             )
-            head = self._map[at : at + ALIGNMENT].tobytes()
-            if not _is_sealed(head):
-                raise damaged
-            magic, count, payload, listing, crc = _SEGMENT.unpack(head[: _SEGMENT.size])
-            first = at + ALIGNMENT
-            at = first + payload + listing
-            if at > commit.end:
-                raise damaged
-            directory = self._map[first + payload : at].tobytes()
-            if zlib.crc32(directory) != crc:
-                raise damaged
-            # A checksum is no proof: whoever writes a file writes its checksums, too.
-            with_sizes = magic == _SEGMENT_MAGIC
             try:
-                names = _names(directory, 4 * count * with_sizes, count)
+                segment = read_segment(self._map, at, commit.end)
             except ValueError:
                 raise damaged from None
-            if with_sizes:
-                size = np.frombuffer(directory, "<u4", count).astype(np.int64) * ALIGNMENT
-                added = names
-                if (size < ALIGNMENT).any() or size.sum() != payload or len(set(added)) != count:
-                    raise damaged
-                ends = first + np.cumsum(size)
-                starts.append(ends - size)
-                sizes.append(size)
+            at = segment.end
+            if segment.kind == "records":
+                starts.append(segment.starts)
+                sizes.append(segment.sizes)
                 if place_of is not None:
-                    place_of |= {name: len(self.ids) + n for n, name in enumerate(added)}
-                self.ids += added
-                self._known.update(added)
-            elif magic == _DELETION_MAGIC:
+                    place_of |= {name: len(self.ids) + n for n, name in enumerate(segment.names)}
+                self.ids += segment.names
+                self._known.update(segment.names)
+            elif segment.kind == "deletion":
                 if place_of is None:
                     place_of = {name: n for n, name in enumerate(self.ids)}
-                for name in names:
+                for name in segment.names:
                     if name not in place_of:
                         raise damaged
                     gone.add(place_of.pop(name))
                     self._known.discard(name)
-            elif magic == _NOTES_MAGIC:
-                self.notes += names
             else:
-                raise damaged
+                self.notes += segment.names
         if at != commit.end or len(self._known) != commit.records:
             raise IndexFileError(
                 f"{self.path}: segments and commit don't fit; build the index again"
@@ -464,52 +377,6 @@ class RecordFile(Closing):
             left = [n for n in range(len(self.ids)) if n not in gone]
             self._starts, self._sizes = self._starts[left], self._sizes[left]
             self.ids = [self.ids[n] for n in left]
-
-
-def _names(directory: bytes, at: int, count: int) -> list[str]:
-    """Texts of a directory whose lengths stand at ``at``; ValueError if there are not so many."""
-    names = []
-    place = at + 4 * count
-    if place > len(directory):
-        raise ValueError("more names than there is room for")
-    for length in np.frombuffer(directory, "<u4", count, at).tolist():
-        if place + length > len(directory):
-            raise ValueError("a name that is longer than the directory")
-        names.append(directory[place : place + length].decode())
-        place += length
-    return names
-
-
-def _sealed(block: bytes) -> bytes:
-    """60 bytes and their checksum."""
-    return block + _CRC.pack(zlib.crc32(block))
-
-
-def _is_sealed(block: bytes) -> bool:
-    return len(block) == ALIGNMENT and _sealed(block[: -_CRC.size]) == block
-
-
-def _padded_record(payload: bytes) -> bytes:
-    body = payload + bytes(-(len(payload) + _CRC.size) % ALIGNMENT)
-    return body + _CRC.pack(zlib.crc32(body))
-
-
-def _commit_slot(commit: _Commit) -> bytes:
-    return _sealed(
-        _COMMIT.pack(_COMMIT_MAGIC, commit.sequence, commit.segments, commit.records, commit.end)
-    )
-
-
-def _read_commit(slot: bytes) -> _Commit | None:
-    block = slot[:ALIGNMENT]
-    if not _is_sealed(block) or block[: len(_COMMIT_MAGIC)] != _COMMIT_MAGIC:
-        return None
-    return _Commit(*_COMMIT.unpack(block[: _COMMIT.size])[1:])
-
-
-def _newest(slots: Sequence[bytes]) -> _Commit | None:
-    commits = [commit for slot in slots if (commit := _read_commit(slot)) is not None]
-    return max(commits, key=lambda commit: commit.sequence, default=None)
 
 
 def _mapped(path: Path) -> Bytes:

@@ -19,10 +19,9 @@ from jaxtyping import Float32, Float64
 from hat_export.base.timer import Timer
 from hat_export.errors import InputError
 from hat_export.index.images import ImageIndex
-from hat_export.index.search import Hits, search, top_positions
+from hat_export.index.search import Hits, top_positions
 from hat_export.score.features import TextFeatures
 from hat_export.score.metrics import RECALL_AT
-from hat_export.score.projection import Projections
 
 #: Losses of recall, in percentage points, for which a number of candidates is chosen.
 DEFAULT_LOSSES = (0.0, 0.1, 0.5, 1.0)
@@ -182,7 +181,6 @@ class SearchReport:
 def measure_search(
     index: ImageIndex,
     texts: TextFeatures,
-    projections: Projections,
     owners: Sequence[int],
     candidates: str,
     rescores: Sequence[int],
@@ -197,7 +195,6 @@ def measure_search(
     Args:
         index: The images.
         texts: Word features of the captions; at least one.
-        projections: Of the model.
         owners: For every caption, the position of its image.
         candidates: A name of :data:`hat_export.index.search.CANDIDATES`.
         rescores: Numbers of candidates, each at least 10 (for recall@10) or all images.
@@ -205,8 +202,8 @@ def measure_search(
         timer: What times the searches.
 
     Raises:
-        InputError: as in :func:`hat_export.index.search.search`, or if there is nothing to search
-            for.
+        InputError: as :meth:`hat_export.index.images.ImageIndex.search`, or if there is nothing to
+            search for.
     """
     if not len(texts) or not len(index) or len(owners) != len(texts):
         raise InputError(
@@ -220,9 +217,7 @@ def measure_search(
     for number, owner in enumerate(owners):
         caption = texts[number : number + 1]
         for n in settings:
-            run = partial(
-                search, index, caption, projections, max(RECALL_AT), candidates, n, threads
-            )
+            run = partial(index.search, caption, max(RECALL_AT), candidates, n, threads)
             hits, own = _timed_search(timer, run)
             seconds[n].append(own)
             # Only what search returns counts: ties are in order of position here.

@@ -1,15 +1,16 @@
-"""Scores and two-stage search from an image index.
+"""Scores and two-stage search from an index: images by captions, and captions by images.
 
 The exact score visits every region of every image. Search finds candidates by a coarse score that
 is much cheaper, and scores only those exactly: how many it takes for a given recall is measured by
-:mod:`hat_export.index.rescore`.
+:mod:`hat_export.index.rescore`. Users call the methods of
+:class:`~hat_export.index.images.ImageIndex` and :class:`~hat_export.index.captions.CaptionIndex`.
 
-Equal scores are ordered by position: the image that was indexed first comes first.
+Equal scores are ordered by position: what was indexed first comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,25 +18,26 @@ from jaxtyping import Float32, Int64
 
 from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import InputError
-from hat_export.index.captions import CaptionIndex, check_projections
-from hat_export.index.images import ImageIndex
+from hat_export.index.caption_records import CaptionRecords
+from hat_export.index.image_records import ImageRecords
 from hat_export.kernels.alignment_cpu import score
 from hat_export.score import tiles
+from hat_export.score.alignment import ScorableImages, score_reduced
 from hat_export.score.captions import PreparedCaptions, prepare
-from hat_export.score.features import TextFeatures
-from hat_export.score.projection import Projections
+from hat_export.score.features import ReducedImages, TextFeatures
+from hat_export.score.projection import Projections, pool
 from hat_export.score.tiles import Tiling, blocks, indexed_tiles
 from hat_export.spec import LEVEL_ORDER
 
-Captions = TextFeatures | CaptionIndex
+Captions = TextFeatures | CaptionRecords
 
 #: Coarse scores of every image with some captions, float32 [images, captions].
-CoarseScores = Callable[[ImageIndex, PreparedCaptions, int], np.ndarray]
+CoarseScores = Callable[[ImageRecords, PreparedCaptions, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Hits:
-    """The best images of one caption, best first.
+    """The best images of one caption, or captions of one image, best first.
 
     Attributes:
         ids: Their identifiers.
@@ -48,39 +50,21 @@ class Hits:
     scores: Float32[np.ndarray, " hits"]
 
 
-def score_index(
-    index: ImageIndex,
-    captions: Captions,
-    projections: Projections,
-    threads: int = 1,
-    progress: Progress = SILENT,
+def score_images(
+    index: ImageRecords, captions: Captions, threads: int = 1, progress: Progress = SILENT
 ) -> Float32[np.ndarray, "images captions"]:
-    """Exact score of every image of an index with every caption.
+    """What :meth:`hat_export.index.images.ImageIndex.score` says.
 
     Besides the result this holds one block of captions and one block of images
     (:func:`hat_export.score.tiles.indexed_tiles`).
-
-    Args:
-        index: The images.
-        captions: Word features, or a caption index with folded words.
-        projections: Of the model that the index was made with.
-        threads: Threads of the kernel.
-        progress: Told after each block with the pairs done so far.
-
-    Returns:
-        float32 [images, captions]; higher is better.
-
-    Raises:
-        InputError: if projections or captions are of another model.
-        BackendUnavailableError: if the kernel's library is missing.
     """
-    _check(index, captions, projections)
+    _check(index, captions)
     scores = np.zeros((len(index), len(captions)), np.float32)
     every = np.arange(len(index))
     block: PreparedCaptions | None = None
     for tile in _tiles(index, len(index), len(captions), LEVEL_ORDER):
         if block is None or tile.opens:
-            block = _prepared(captions, projections, tile.captions)
+            block = _prepared(index, captions, tile.captions)
         total = scores[tile.rows, tile.columns]
         _add_levels(index, every[tile.rows], block, LEVEL_ORDER, threads, total)
         progress.count("pairs scored", tile.done, scores.size)
@@ -88,7 +72,7 @@ def score_index(
 
 
 def level3_scores(
-    index: ImageIndex, captions: PreparedCaptions, threads: int = 1
+    index: ImageRecords, captions: PreparedCaptions, threads: int = 1
 ) -> Float32[np.ndarray, "images captions"]:
     """Exact score of the coarsest level alone: a ninth of the multiplications at official size.
 
@@ -108,7 +92,7 @@ def level3_scores(
 
 
 def pooled_scores(
-    index: ImageIndex,
+    index: ImageRecords,
     captions: PreparedCaptions,
     threads: int = 1,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -168,73 +152,33 @@ def candidate_source(name: str) -> CandidateSource:
 
 
 def coarse_scores(
-    index: ImageIndex,
-    captions: Captions,
-    projections: Projections,
-    candidates: str,
-    threads: int = 1,
+    index: ImageRecords, captions: Captions, candidates: str, threads: int = 1
 ) -> Float32[np.ndarray, "images captions"]:
-    """Coarse score of every image with every caption, as :func:`search` uses it.
-
-    Args:
-        index: The images.
-        captions: As in :func:`score_index`.
-        projections: As in :func:`score_index`.
-        candidates: A name of :data:`CANDIDATES`.
-        threads: Threads of the kernel.
-
-    Returns:
-        float32 [images, captions].
-
-    Raises:
-        InputError: as in :func:`score_index`, and if there are no such candidates.
-    """
+    """What :meth:`hat_export.index.images.ImageIndex.coarse_scores` says."""
     source = candidate_source(candidates)
-    _check(index, captions, projections)
+    _check(index, captions)
     scores = np.empty((len(index), len(captions)), np.float32)
     for block in blocks(0, len(captions), tiles.CAPTIONS_PER_BLOCK):
-        some = _prepared(captions, projections, block)
+        some = _prepared(index, captions, block)
         scores[:, block.start : block.stop] = source.scores(index, some, threads)
     return scores
 
 
-def search(
-    index: ImageIndex,
+def search_images(
+    index: ImageRecords,
     captions: Captions,
-    projections: Projections,
     top_k: int,
     candidates: str = "pooled",
     rescore: int | None = None,
     threads: int = 1,
 ) -> list[Hits]:
-    """The best images of every caption.
-
-    Args:
-        index: The images.
-        captions: As in :func:`score_index`.
-        projections: As in :func:`score_index`.
-        top_k: Images wanted; fewer come back if the index has fewer.
-        candidates: A name of :data:`CANDIDATES`.
-        rescore: Candidates that are scored exactly, at least ``top_k``; all images if None, which
-            is the exact search.
-        threads: Threads of the kernel.
-
-    Returns:
-        Hits per caption, in order.
-
-    Raises:
-        InputError: as in :func:`score_index`, and on a number or name out of range.
-    """
+    """What :meth:`hat_export.index.images.ImageIndex.search` says."""
     source = candidate_source(candidates)
-    rescore = len(index) if rescore is None else rescore
-    if top_k < 1 or (rescore < top_k and rescore < len(index)):
-        raise InputError(
-            f"top_k {top_k} with rescore {rescore}: expected 1 <= top_k <= rescore candidates"
-        )
-    _check(index, captions, projections)
+    rescore = _checked_rescore(len(index), top_k, rescore)
+    _check(index, captions)
     hits = []
     for block in blocks(0, len(captions), tiles.CAPTIONS_PER_BLOCK):
-        some = _prepared(captions, projections, block)
+        some = _prepared(index, captions, block)
         coarse = source.scores(index, some, threads)
         for number in range(len(some)):
             chosen = np.sort(top_positions(coarse[:, number], rescore))
@@ -246,10 +190,40 @@ def search(
             for tile in _tiles(index, len(chosen), 1, rest):
                 column = total[tile.rows, None]
                 _add_levels(index, chosen[tile.rows], caption, rest, threads, column)
-            best = top_positions(total, top_k)
-            positions = chosen[best]
-            names = tuple(index.ids[position] for position in positions.tolist())
-            hits.append(Hits(names, positions, total[best]))
+            hits.append(_best(index.ids, chosen, total, top_k))
+    return hits
+
+
+def search_captions(
+    index: CaptionRecords,
+    images: ReducedImages,
+    top_k: int,
+    rescore: int | None = None,
+    threads: int = 1,
+) -> list[Hits]:
+    """What :meth:`hat_export.index.captions.CaptionIndex.search` says."""
+    projections = index.projections
+    if projections is None:
+        raise InputError(
+            f"{index.file.path}: its captions are of full width, and a search takes folded ones; "
+            "make an index with the model's projections"
+        )
+    images.check(index.spec)
+    rescore = _checked_rescore(len(index), top_k, rescore)
+    coarse = None if rescore >= len(index) else index.pooled()
+    hits = []
+    for number in range(len(images)):
+        image = ReducedImages(tuple(level[number : number + 1] for level in images.levels))
+        chosen = np.arange(len(index))
+        if coarse is not None:
+            vector = _pooled(image, projections)
+            chosen = np.sort(top_positions(coarse @ vector, rescore))
+        scorable = ScorableImages.make(image, projections)
+        scores = np.empty(len(chosen), np.float32)
+        for tile in indexed_tiles(1, len(chosen), 0):
+            captions = index.take(chosen[tile.columns].tolist())
+            scores[tile.columns] = score_reduced(scorable, captions, index.spec, threads)[0]
+        hits.append(_best(index.ids, chosen, scores, top_k))
     return hits
 
 
@@ -273,11 +247,35 @@ def top_positions(
     return chosen[np.lexsort((chosen, -scores[chosen]))]
 
 
-def _check(index: ImageIndex, captions: Captions, projections: Projections) -> None:
-    """Refuse what doesn't belong together."""
-    check_projections(index.file, projections)
-    if isinstance(captions, CaptionIndex):
-        check_projections(captions.file, projections)
+def _checked_rescore(items: int, top_k: int, rescore: int | None) -> int:
+    """How many candidates are scored exactly."""
+    rescore = items if rescore is None else rescore
+    if top_k < 1 or (rescore < top_k and rescore < items):
+        raise InputError(
+            f"top_k {top_k} with rescore {rescore}: expected 1 <= top_k <= rescore candidates"
+        )
+    return rescore
+
+
+def _best(ids: Sequence[str], chosen: np.ndarray, scores: np.ndarray, top_k: int) -> Hits:
+    """The best of the chosen positions by their scores."""
+    best = top_positions(scores, top_k)
+    positions = chosen[best]
+    names = tuple(ids[position] for position in positions.tolist())
+    return Hits(names, positions, scores[best])
+
+
+def _pooled(image: ReducedImages, projections: Projections) -> np.ndarray:
+    folds = zip(image.levels, projections.levels, strict=True)
+    return np.concatenate(
+        [pool(hidden if fold is None else fold.apply(hidden))[0] for hidden, fold in folds]
+    )
+
+
+def _check(index: ImageRecords, captions: Captions) -> None:
+    """Refuse captions of another model."""
+    if isinstance(captions, CaptionRecords):
+        captions.use(index.projections)
     elif captions.levels[0].shape[2] != index.spec.dim:
         raise InputError(
             f"text features are {captions.levels[0].shape[2]} wide; {index.file.path} has "
@@ -285,21 +283,21 @@ def _check(index: ImageIndex, captions: Captions, projections: Projections) -> N
         )
 
 
-def _prepared(captions: Captions, projections: Projections, block: range) -> PreparedCaptions:
+def _prepared(index: ImageRecords, captions: Captions, block: range) -> PreparedCaptions:
     """A block of captions, folded."""
-    if isinstance(captions, CaptionIndex):
-        return captions.block(block.start, block.stop)
-    return prepare(captions[block.start : block.stop], projections)
+    if isinstance(captions, CaptionRecords):
+        return captions.take(block)
+    return prepare(captions[block.start : block.stop], index.projections)
 
 
-def _tiles(index: ImageIndex, images: int, captions: int, levels: tuple[int, ...]) -> Tiling:
+def _tiles(index: ImageRecords, images: int, captions: int, levels: tuple[int, ...]) -> Tiling:
     """Blocks of images that stay bounded at the largest of some levels."""
     largest = max(int(np.prod(index.layout[f"values_{level}"].shape)) for level in levels)
     return indexed_tiles(images, captions, 4 * largest)
 
 
 def _add_levels(
-    index: ImageIndex,
+    index: ImageRecords,
     positions: np.ndarray,
     captions: PreparedCaptions,
     levels: tuple[int, ...],

@@ -174,8 +174,7 @@ class EncodedDataset(Closing):
     Attributes:
         keys: What recognises the encoders.
         spec: The model's.
-        projections: Of the image features at levels 1 and 2.
-        images: Stage outputs and norms, in a file.
+        images: Stage outputs and norms, in a file, with the projections to features.
         image_rows: For every image of the dataset, its record.
         image_ids: For every image, what recognises it.
         texts: Word features at full width, in a file.
@@ -187,7 +186,6 @@ class EncodedDataset(Closing):
 
     keys: EncoderKeys
     spec: ModelSpec
-    projections: Projections
     images: ImageIndex
     image_rows: Int64[np.ndarray, " images"]
     image_ids: tuple[str, ...]
@@ -196,6 +194,11 @@ class EncodedDataset(Closing):
     text_ids: tuple[str, ...]
     reused: tuple[int, int]
     discarded: tuple[str, ...]
+
+    @property
+    def projections(self) -> Projections:
+        """Of the image features at levels 1 and 2; the index of the images owns them."""
+        return self.images.projections
 
     def image_level(
         self, level: int, which: slice
@@ -212,7 +215,7 @@ class EncodedDataset(Closing):
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         for name in ("images", "texts"):
             fields[name] = fields[name].file.path.absolute()
-        return _reopened, (fields,)
+        return _reopened, (fields, self.projections)
 
     def close(self) -> None:
         """Release the files."""
@@ -252,16 +255,15 @@ def encode_dataset(
         OutputError: if the cache can't be written, or the disk hasn't the room.
     """
     spec = _neutral(session.spec)
-    projections = session.projections
     paths = [folder / f"images-{keys.image}.hatidx", folder / f"captions-{keys.text}.hatidx"]
     with warnings.catch_warnings():
         # An interrupted append is what the cache is for; what it left is discarded below.
         warnings.simplefilter("ignore", IndexRecoveryWarning)
         discarded = [line for path in paths if (line := _discard_if_damaged(path))]
         images = (
-            ImageIndex.open(paths[0])
+            ImageIndex.open(paths[0], session.projections)
             if paths[0].exists()
-            else ImageIndex.create(paths[0], spec, keys.image, projections, "float32")
+            else ImageIndex.create(paths[0], spec, keys.image, session.projections, "float32")
         )
         texts = (
             CaptionIndex.open(paths[1])
@@ -284,13 +286,13 @@ def encode_dataset(
     for some, found in zip(batches, features, strict=True):
         if isinstance(some, PictureBatch):
             assert isinstance(found, ReducedImages)
-            images.append(some.digests, found, session.projections)
+            images.add(some.digests, found)
             done += len(some.digests)
             progress.count("images encoded", done, total)
         else:
             assert isinstance(found, TextFeatures)
             names = [text_ids[missing_texts[position]] for position in some.positions]
-            texts.append(names, found, None)
+            texts.add(names, found)
             done_texts += len(names)
             progress.count("captions", done_texts, total_texts)
     rows = []
@@ -300,7 +302,6 @@ def encode_dataset(
     return EncodedDataset(
         keys,
         session.spec,
-        projections,
         images,
         rows[0],
         digests.images,
@@ -346,25 +347,22 @@ def _encode_here(
         yield encode_batch(session, store, batch)
 
 
-def _reopened(fields: dict[str, Any]) -> EncodedDataset:
+def _reopened(fields: dict[str, Any], projections: Projections) -> EncodedDataset:
     """Encoded features in another process.
 
     Raises:
         IndexFileError: if the files aren't there, or are other ones.
     """
-    opened: dict[str, ImageIndex | CaptionIndex] = {}
-    kinds: dict[str, type[ImageIndex] | type[CaptionIndex]] = {
-        "images": ImageIndex,
-        "texts": CaptionIndex,
-    }
-    for name, kind in kinds.items():
-        path = fields[name]
+    paths = {name: fields[name] for name in ("images", "texts")}
+    for path in paths.values():
         if not path.exists():
             raise IndexFileError(
                 f"{path}: not here; name a folder that all machines share with --cache"
             )
-        opened[name] = kind.open(path)
-    return EncodedDataset(**{**fields, **opened})
+    images = ImageIndex.open(paths["images"], projections)
+    return EncodedDataset(
+        **{**fields, "images": images, "texts": CaptionIndex.open(paths["texts"])}
+    )
 
 
 def _caption_ids(session: Session, dataset: CaptionDataset) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ import numpy as np
 from hat_export.bundle.bundle import Bundle
 from hat_export.errors import HatError
 from hat_export.index.images import ImageIndex
-from hat_export.index.search import search
 from hat_export.runtime.backends.opening import open_bundle
 from hat_export.score.features import ImageFeatures, TextFeatures
 from hat_export.serving.names import (
@@ -155,11 +154,11 @@ class SearchModel(_ServedModel):
 
     def open(self) -> None:
         """Open the index; of the bundle only tokenizer and projections are used."""
-        self.index = ImageIndex.open(Path(self.parameters["index"]))
         # The self-test is the text model's affair.
         bundle = Bundle.read(self.parameters["bundle"])
         threads = int(self.parameters["threads"])
         self.session = open_bundle(bundle.path, threads=threads, verify=False)
+        self.index = ImageIndex.open(Path(self.parameters["index"]), self.session.projections)
 
     def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
         """Encode the queries of all requests together, and search."""
@@ -175,10 +174,8 @@ class SearchModel(_ServedModel):
         for request in requests:
             count = len(request["query"])
             top_k = int(request["top_k"].reshape(-1)[0]) if "top_k" in request else SEARCH_TOP_K
-            hits = search(
-                self.index,
+            hits = self.index.search(
                 features[start : start + count],
-                session.projections,
                 top_k,
                 "pooled",
                 max(SEARCH_CANDIDATES, top_k),

@@ -50,7 +50,7 @@ def build(
         assert isinstance(index, ImageIndex)
         refs = list(list_images(sources))
         encode = partial(encode_here, session)
-        return index_images(index, session.projections, refs, encode, **sizes)
+        return index_images(index, refs, encode, **sizes)
 
 
 def records(path: Path) -> dict[str, bytes]:
@@ -193,11 +193,11 @@ def test_deletion_and_compaction(session: Session, tiny_bundle: Path, tmp_path: 
     with ImageIndex.open(out) as index:
         note_origin(index, tiny_bundle, [folder])
         index.all_pooled()
-        index.delete(gone)
+        index.remove(gone)
         assert len(index.all_pooled()) == 5  # type: ignore[arg-type]
         assert index.file.deleted_bytes == 3 * index.file.record_bytes[0]
         with pytest.raises(InputError, match="nothing was deleted"):
-            index.delete(["0000.png", "0001.jpeg"])
+            index.remove(["0000.png", "0001.jpeg"])
     left = {name: record for name, record in before.items() if name not in gone}
     assert records(out) == left
     size = out.stat().st_size
@@ -220,7 +220,7 @@ def test_an_interrupted_deletion_deletes_nothing(
     build(session, tiny_bundle, out, write_folder(tmp_path / "images", pictures(4)))
     whole = out.read_bytes()
     with ImageIndex.open(out) as index:
-        index.delete(["0002.png"])
+        index.remove(["0002.png"])
     after = out.read_bytes()
     assert len(after) > len(whole)
     for end in range(len(whole), len(after), 16):

@@ -17,14 +17,10 @@ from hypothesis.extra import numpy as hnp
 
 from hat_export.errors import IndexFileError, InputError, OutputError
 from hat_export.index.captions import CaptionIndex
-from hat_export.index.images import ImageIndex, record_layout
-from hat_export.index.record_file import (
-    ALIGNMENT,
-    METADATA_START,
-    PAGE,
-    IndexRecoveryWarning,
-    RecordFile,
-)
+from hat_export.index.image_records import record_layout
+from hat_export.index.images import ImageIndex
+from hat_export.index.record_file import IndexRecoveryWarning, RecordFile
+from hat_export.index.record_format import ALIGNMENT, METADATA_START, PAGE
 from hat_export.index.storage import STORAGES, encode
 from hat_export.score.captions import PreparedCaptions, prepare
 from hat_export.score.features import ReducedImages
@@ -220,7 +216,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_format_version_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hat_export.index.record_file.FORMAT_VERSION", 2)
+    monkeypatch.setattr("hat_export.index.record_format.FORMAT_VERSION", 2)
     record_file(tmp_path / "i.hatidx")
     monkeypatch.undo()
     with pytest.raises(IndexFileError, match="index format 2; this version reads 1"):
@@ -343,7 +339,7 @@ def test_values_that_are_not_finite_are_refused(name: str, value: float) -> None
 
 def image_index(path: Path, data: Sample, precision: str = "float32") -> ImageIndex:
     index = ImageIndex.create(path, data.spec, "model", data.projections, precision)
-    index.append(data.image_ids, data.images, data.projections)
+    index.add(data.image_ids, data.images)
     return index
 
 
@@ -391,7 +387,7 @@ def test_images_in_pieces_equal_images_at_once(cuts: list[int]) -> None:
         )
         for first, last in itertools.pairwise(edges):
             ids = data.image_ids[first:last]
-            pieces.append(ids, data.some_images(first, last), data.projections)
+            pieces.add(ids, data.some_images(first, last))
         assert pieces.ids == whole.ids
         for position in range(6):
             np.testing.assert_array_equal(pieces.file.record(position), whole.file.record(position))
@@ -426,9 +422,9 @@ def test_features_of_another_shape_or_kind_are_refused(tmp_path: Path) -> None:
     ]
     for levels, message in bad:
         with pytest.raises(InputError, match=message):
-            index.append(ids, ReducedImages(levels), data.projections)
+            index.add(ids, ReducedImages(levels))
     with pytest.raises(InputError, match="1 ids for 2 images"):
-        index.append(ids[:1], data.images, data.projections)
+        index.add(ids[:1], data.images)
     assert len(ImageIndex.open(index.file.path)) == 0
 
 
@@ -498,13 +494,13 @@ def test_a_caption_index_holds_prepared_captions(tmp_path: Path, folded: bool) -
     data = sample(MEDIUM, 3, 7)
     projections = data.projections if folded else None
     index = CaptionIndex.create(tmp_path / "c.hatidx", MEDIUM, "model", projections)
-    index.append(data.caption_ids, data.texts, projections)
+    index.add(data.caption_ids, data.texts)
     index = CaptionIndex.open(tmp_path / "c.hatidx")
     index.verify()
     assert index.ids == data.caption_ids
     assert index.folded is folded
     whole = prepare(data.texts, projections)
-    assert_equal_captions(index.block(0, 7), whole)
+    assert_equal_captions(index.take(range(7)), whole)
     assert_equal_captions(index.take([4]), whole.one(4))
     parts = [whole.one(position) for position in range(7)]
     assert_equal_captions(PreparedCaptions.concatenate(parts), whole)
@@ -516,9 +512,9 @@ def test_words_of_a_caption_index_are_stored_in_its_precision(
 ) -> None:
     data = sample(MEDIUM, 3, 5)
     index = CaptionIndex.create(tmp_path / "c.hatidx", MEDIUM, "model", data.projections, precision)
-    index.append(data.caption_ids, data.texts, data.projections)
+    index.add(data.caption_ids, data.texts)
     storage = STORAGES[precision]
-    exact, block = prepare(data.texts, data.projections), index.block(0, 5)
+    exact, block = prepare(data.texts, data.projections), index.take(range(5))
     for stored, level in zip(block.levels, exact.levels, strict=True):
         np.testing.assert_array_equal(stored.words, storage.decode(*storage.encode(level.words)))
         np.testing.assert_array_equal(stored.gram, level.gram)

@@ -16,7 +16,6 @@ from hat_export.cli.export import app
 from hat_export.errors import HatError, IndexFileError, InputError
 from hat_export.index.captions import CaptionIndex
 from hat_export.index.query import found_captions, found_images, open_search
-from hat_export.index.search_captions import search_captions
 from hat_export.report.search_page import Shown, image_gallery
 from hat_export.runtime.backends.opening import open_bundle
 from hat_export.score.features import ReducedImages
@@ -75,17 +74,16 @@ def test_two_stages_of_captions_rank_their_candidates_exactly(indexes: Path) -> 
         index = opened.index
         assert isinstance(index, CaptionIndex)
         images = opened.session.reduce_images(sorted((indexes / "images").iterdir())[:4])
-        projections = opened.session.projections
-        exact = search_captions(index, images, projections, 5)
-        two = search_captions(index, images, projections, 2, rescore=3)
+        exact = index.search(images, 5)
+        two = index.search(images, 2, rescore=3)
         for whole, part in zip(exact, two, strict=True):
             known = dict(zip(whole.ids, whole.scores.tolist(), strict=True))
             assert [known[name] for name in part.ids] == part.scores.tolist()
         assert index.pooled().shape == (5, 3 * index.spec.dim)
         with pytest.raises(InputError, match="top_k"):
-            search_captions(index, images, projections, 3, rescore=2)
+            index.search(images, 3, rescore=2)
         with pytest.raises(InputError, match="level 1"):
-            search_captions(index, ReducedImages(images.levels[::-1]), projections, 1)
+            index.search(ReducedImages(images.levels[::-1]), 1)
 
 
 class _Page(HTMLParser):

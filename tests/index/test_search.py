@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hat_export.index.images
+import hat_export.index.image_records
 import hat_export.score.tiles
 from fake_clock import no_waits
 from hat_export.base.timer import Timer
@@ -22,11 +22,8 @@ from hat_export.index.images import ImageIndex
 from hat_export.index.rescore import Calibration, calibrate, measure_search
 from hat_export.index.search import (
     CANDIDATES,
-    coarse_scores,
     level3_scores,
     pooled_scores,
-    score_index,
-    search,
     top_positions,
 )
 from hat_export.kernels import alignment_cpu
@@ -73,7 +70,7 @@ def make(path: Path, data: Sample, precision: str) -> ImageIndex:
     half = len(data.images) // 2
     for first, last in ((0, half), (half, len(data.images))):
         ids = data.image_ids[first:last]
-        index.append(ids, data.some_images(first, last), data.projections)
+        index.add(ids, data.some_images(first, last))
     return index
 
 
@@ -85,7 +82,7 @@ def test_scores_from_an_index_equal_the_definition(
     data: Sample, exact: np.ndarray, tmp_path: Path, precision: str
 ) -> None:
     index = make(tmp_path / "i.hatidx", data, precision)
-    scores = score_index(index, data.texts, data.projections)
+    scores = index.score(data.texts)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, exact, rtol=0, atol=TOLERANCES[precision])
     if precision != "float32":
@@ -101,7 +98,7 @@ def test_scores_from_an_index_equal_the_kernel_at_full_width(
     for hidden, words, fold in zip(data.images.levels, data.texts.levels, folds, strict=True):
         regions = hidden if fold is None else fold.apply(hidden)
         full += alignment_cpu.level_scores(regions, words, data.texts.lengths, 9.0)
-    scores = score_index(index, data.texts, data.projections)
+    scores = index.score(data.texts)
     np.testing.assert_allclose(scores, full, rtol=0, atol=TOLERANCES["float32"])
 
 
@@ -109,29 +106,27 @@ def test_captions_from_a_file_score_the_same(
     data: Sample, index: ImageIndex, tmp_path: Path
 ) -> None:
     captions = CaptionIndex.create(tmp_path / "c.hatidx", MEDIUM, "model", data.projections)
-    captions.append(data.caption_ids, data.texts, data.projections)
+    captions.add(data.caption_ids, data.texts)
     np.testing.assert_array_equal(
-        score_index(index, captions, data.projections),
-        score_index(index, data.texts, data.projections),
+        index.score(captions),
+        index.score(data.texts),
     )
 
 
 def test_blocks_and_threads_change_no_score(
     data: Sample, index: ImageIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = score_index(index, data.texts, data.projections)
+    whole = index.score(data.texts)
     seen: list[tuple[str, int, int]] = []
     # Three images of the largest level at a time.
     monkeypatch.setattr(hat_export.score.tiles, "DECODED_BYTES", 3 * 4 * 64 * 32)
-    pieces = score_index(
-        index, data.texts, data.projections, 2, CountCalls(lambda *progress: seen.append(progress))
-    )
+    pieces = index.score(data.texts, 2, CountCalls(lambda *progress: seen.append(progress)))
     np.testing.assert_array_equal(pieces, whole)
     assert [done for _, done, _ in seen] == [CAPTIONS * n for n in (3, 6, 9, 12, 15, 18, 20)]
     assert {(what, total) for what, _, total in seen} == {("pairs scored", IMAGES * CAPTIONS)}
     # Words are folded by one matrix product a block, whose rounding depends on its size.
     monkeypatch.setattr(hat_export.score.tiles, "CAPTIONS_PER_BLOCK", 4)
-    small = score_index(index, data.texts, data.projections)
+    small = index.score(data.texts)
     np.testing.assert_allclose(small, whole, rtol=0, atol=TOLERANCES["float32"])
 
 
@@ -150,7 +145,7 @@ def test_only_a_bounded_block_is_decoded(
 
     monkeypatch.setattr(hat_export.score.tiles, "DECODED_BYTES", limit)
     monkeypatch.setattr(ImageIndex, "level", watched)
-    score_index(index, data.texts, data.projections)
+    index.score(data.texts)
     assert largest == limit
 
 
@@ -158,12 +153,12 @@ def test_an_empty_index_or_no_caption_gives_an_empty_result(
     data: Sample, index: ImageIndex, tmp_path: Path
 ) -> None:
     empty = ImageIndex.create(tmp_path / "e.hatidx", MEDIUM, "model", data.projections)
-    assert score_index(empty, data.texts, data.projections).shape == (0, CAPTIONS)
-    assert score_index(index, data.texts[:0], data.projections).shape == (IMAGES, 0)
+    assert empty.score(data.texts).shape == (0, CAPTIONS)
+    assert index.score(data.texts[:0]).shape == (IMAGES, 0)
     for name in CANDIDATES:
-        hits = search(empty, data.texts, data.projections, 3, name, 5)
+        hits = empty.search(data.texts, 3, name, 5)
         assert [hit.ids for hit in hits] == [()] * CAPTIONS
-        assert search(index, data.texts[:0], data.projections, 3, name, 5) == []
+        assert index.search(data.texts[:0], 3, name, 5) == []
 
 
 def test_captions_of_another_model_are_refused(
@@ -171,14 +166,31 @@ def test_captions_of_another_model_are_refused(
 ) -> None:
     other = sample(MEDIUM, 2, 2, seed=5)
     with pytest.raises(InputError, match="other projections"):
-        score_index(index, data.texts, other.projections)
+        index.use(other.projections)
     captions = CaptionIndex.create(tmp_path / "c.hatidx", MEDIUM, "model", None)
-    captions.append(other.caption_ids, other.texts, None)
+    captions.add(other.caption_ids, other.texts)
     with pytest.raises(InputError, match="other projections"):
-        score_index(index, captions, data.projections)
+        index.score(captions)
     narrow = type(data.texts)(tuple(x[..., :5] for x in data.texts.levels), data.texts.lengths)
     with pytest.raises(InputError, match="5 wide"):
-        search(index, narrow, data.projections, 1)
+        index.search(narrow, 1)
+
+
+def test_an_index_opened_alone_says_what_it_lacks(
+    data: Sample, index: ImageIndex, tmp_path: Path
+) -> None:
+    captions = CaptionIndex.create(tmp_path / "c.hatidx", MEDIUM, "model", data.projections)
+    for made in (index, captions):
+        with (
+            type(made).open(made.file.path) as alone,
+            pytest.raises(InputError, match="open_search"),
+        ):
+            alone.search(data.texts if isinstance(alone, ImageIndex) else data.images, 1)
+    with ImageIndex.open(index.file.path, data.projections) as opened:
+        np.testing.assert_array_equal(opened.score(data.texts), index.score(data.texts))
+    full = CaptionIndex.create(tmp_path / "f.hatidx", MEDIUM, "model", None)
+    with pytest.raises(InputError, match="of full width"):
+        full.search(data.images, 1)
 
 
 # ------------------------------------------------------------------------------- coarse scores
@@ -211,12 +223,12 @@ def test_pooled_vectors_in_memory_follow_the_file(
     growing = ImageIndex.create(tmp_path / "g.hatidx", data.spec, "m", data.projections, "float32")
     for part in (slice(0, 7), slice(7, IMAGES)):
         some = ReducedImages(tuple(level[part] for level in data.images.levels))
-        growing.append(data.image_ids[part], some, data.projections)
+        growing.add(data.image_ids[part], some)
         scores = pooled_scores(growing, captions)
         assert scores.shape == (len(growing), CAPTIONS)
     kept = growing.all_pooled()
     np.testing.assert_array_equal(kept, growing.pooled(np.arange(IMAGES)))
-    monkeypatch.setattr(hat_export.index.images, "POOLED_BYTES", 0)
+    monkeypatch.setattr(hat_export.index.image_records, "POOLED_BYTES", 0)
     assert growing.all_pooled() is None
     # The same vectors, block by block: only the order of summation may differ.
     np.testing.assert_allclose(pooled_scores(growing, captions), scores, atol=1e-5)
@@ -236,7 +248,7 @@ def test_candidates_are_carried_over_as_a_share() -> None:
 def test_coarse_scores_tell_much_of_the_exact_ones(
     data: Sample, exact: np.ndarray, index: ImageIndex, candidates: str
 ) -> None:
-    coarse = coarse_scores(index, data.texts, data.projections, candidates)
+    coarse = index.coarse_scores(data.texts, candidates)
     # Captions of the sample lean towards their image: a coarse score that mixed up levels, images
     # or captions would be unrelated to the exact one.
     assert np.corrcoef(coarse.ravel(), exact.ravel())[0, 1] > 0.7
@@ -251,9 +263,9 @@ def test_search_among_all_equals_exact(
     data: Sample, tmp_path: Path, candidates: str, precision: str
 ) -> None:
     index = make(tmp_path / "i.hatidx", data, precision)
-    scores = score_index(index, data.texts, data.projections)
+    scores = index.score(data.texts)
     for rescore in (None, IMAGES, IMAGES + 5):
-        found = search(index, data.texts, data.projections, 7, candidates, rescore)
+        found = index.search(data.texts, 7, candidates, rescore)
         assert len(found) == CAPTIONS
         for hits, column in zip(found, scores.T, strict=True):
             best = np.argsort(-column, kind="stable")[:7]
@@ -267,9 +279,9 @@ def test_search_among_all_equals_exact(
 def test_search_ranks_the_coarse_candidates_by_exact_score(
     data: Sample, index: ImageIndex, candidates: str, rescore: int
 ) -> None:
-    scores = score_index(index, data.texts, data.projections)
-    coarse = coarse_scores(index, data.texts, data.projections, candidates)
-    found = search(index, data.texts, data.projections, 4, candidates, rescore)
+    scores = index.score(data.texts)
+    coarse = index.coarse_scores(data.texts, candidates)
+    found = index.search(data.texts, 4, candidates, rescore)
     for caption, hits in enumerate(found):
         chosen = np.sort(np.argsort(-coarse[:, caption], kind="stable")[:rescore])
         best = chosen[np.argsort(-scores[chosen, caption], kind="stable")[:4]]
@@ -278,7 +290,7 @@ def test_search_ranks_the_coarse_candidates_by_exact_score(
 
 
 def test_more_hits_than_images(data: Sample, index: ImageIndex) -> None:
-    hits = search(index, data.texts[:1], data.projections, 100)[0]
+    hits = index.search(data.texts[:1], 100)[0]
     assert sorted(hits.positions.tolist()) == list(range(IMAGES))
 
 
@@ -289,8 +301,8 @@ def test_equal_images_come_in_order_of_position(
     index = ImageIndex.create(tmp_path / "i.hatidx", MEDIUM, "model", data.projections)
     for copy in range(3):
         ids = [f"{copy}-{number}" for number in range(2)]
-        index.append(ids, data.some_images(0, 2), data.projections)
-    for hits in search(index, data.texts, data.projections, 6, candidates):
+        index.add(ids, data.some_images(0, 2))
+    for hits in index.search(data.texts, 6, candidates):
         pairs = hits.positions.reshape(2, 3)
         assert {tuple(pair) for pair in pairs.tolist()} == {(0, 2, 4), (1, 3, 5)}
 
@@ -300,12 +312,12 @@ def test_bad_numbers_are_refused(
     data: Sample, index: ImageIndex, top_k: int, rescore: int | None
 ) -> None:
     with pytest.raises(InputError, match="1 <= top_k <= rescore"):
-        search(index, data.texts, data.projections, top_k, "level3", rescore)
+        index.search(data.texts, top_k, "level3", rescore)
 
 
 def test_unknown_candidates_are_refused(data: Sample, index: ImageIndex) -> None:
     with pytest.raises(InputError, match="expected one of level3, pooled"):
-        search(index, data.texts, data.projections, 1, "level2")
+        index.search(data.texts, 1, "level2")
 
 
 @settings(max_examples=100, deadline=None)
@@ -421,11 +433,11 @@ def test_measured_recall_equals_the_calibrated_one(
     owners = [number % IMAGES for number in range(CAPTIONS)]
     ticks = itertools.count()
     report = measure_search(
-        index, data.texts, data.projections, owners, candidates, [10, 14, 500],
+        index, data.texts, owners, candidates, [10, 14, 500],
         timer=Timer(lambda: next(ticks) / 1000, count_waits=no_waits),
     )  # fmt: skip
-    scores = score_index(index, data.texts, data.projections)
-    coarse = coarse_scores(index, data.texts, data.projections, candidates)
+    scores = index.score(data.texts)
+    coarse = index.coarse_scores(data.texts, candidates)
     calibration = calibrate(scores, coarse, owners)
     assert [point.rescore for point in report.points] == [10, 14, IMAGES]
     for point in report.points:
@@ -435,4 +447,4 @@ def test_measured_recall_equals_the_calibrated_one(
     values = report.to_json()
     assert json.loads(json.dumps(values)) == values
     with pytest.raises(InputError, match="owners"):
-        measure_search(index, data.texts, data.projections, owners[:1], candidates, [10])
+        measure_search(index, data.texts, owners[:1], candidates, [10])
