@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.preprocess import ImageLike, ImagePreprocessor
 from hat_export.data.tokenizer import CaptionTokenizer
-from hat_export.export.mixed_precision import Feed
+from hat_export.export.observe import Feed
 from hat_export.runtime.self_test import noise_captions, noise_pixels
 from hat_export.spec import ModelSpec
 

@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hat_export.bundle.precision import PRECISIONS
+from hat_export.export.observe import Feed, largest_magnitudes
 from hat_export.export.passes import Pass, Report, unnamed_nodes
 from hat_export.runtime.onnx_graphs import copy_of, tensor_types, with_nodes
 
@@ -23,8 +24,6 @@ LOW_FORMATS = {"fp16": int(TensorProto.FLOAT16), "bf16": int(TensorProto.BFLOAT1
 
 #: Activations seen in calibration may be this many times larger on other data before they overflow.
 HEADROOM = 4.0
-
-Feed = Mapping[str, np.ndarray]
 
 
 class MixedPrecision(Pass):
@@ -109,13 +108,16 @@ class _Formats:
         return self._variants[key]
 
 
-def find_kept(model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]) -> dict[str, str]:
+def find_kept(
+    model: onnx.ModelProto, precision: str, feeds: Iterable[Feed], threads: int
+) -> dict[str, str]:
     """Nodes that must stay in float32, each with the reason.
 
     Args:
         model: float32 graph.
         precision: A key of :data:`LOW_FORMATS`.
         feeds: Inputs to run it on; the largest magnitude of every tensor is taken over all.
+        threads: Threads of the run.
 
     Returns:
         Node name to reason: a result, an input or a weight comes nearer to the end of the format's
@@ -124,7 +126,9 @@ def find_kept(model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]) -> 
     Raises:
         ValueError: if a tensor is already not finite in float32; names the node.
     """
-    largest = _largest_magnitudes(model, feeds)
+    floats = _float_values(model)
+    values = [value for node in model.graph.node for value in node.output if value in floats]
+    largest = largest_magnitudes(model, values, feeds, threads)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT:
             # Weights don't change with the data, so they need no headroom.
@@ -164,35 +168,3 @@ def _store(
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
     return {name for name, kind in tensor_types(model).items() if kind == TensorProto.FLOAT}
-
-
-def _largest_magnitudes(model: onnx.ModelProto, feeds: Iterable[Feed]) -> dict[str, float]:
-    """Largest absolute value of every computed float32 tensor, over all feeds.
-
-    The maximum is taken inside the graph, so that memory doesn't grow with the number of tensors.
-    """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    graph = watched.graph
-    floats = _float_values(model)
-    values = [value for node in model.graph.node for value in node.output if value in floats]
-    probes = {}
-    for value in values:
-        probe = f"{value}/largest"
-        graph.node.append(helper.make_node("Abs", [value], [f"{value}/abs"]))
-        reduce = helper.make_node("ReduceMax", [f"{value}/abs"], [probe], keepdims=0)
-        graph.node.append(reduce)
-        graph.output.append(helper.make_tensor_value_info(probe, TensorProto.FLOAT, []))
-        probes[value] = probe
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        watched.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    largest = dict.fromkeys(values, 0.0)
-    for feed in feeds:
-        found = session.run(list(probes.values()), dict(feed))
-        for value, magnitude in zip(probes, found, strict=True):
-            # np.maximum, unlike max, lets a NaN through.
-            largest[value] = float(np.maximum(largest[value], magnitude))
-    return largest

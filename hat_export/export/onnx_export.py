@@ -30,7 +30,8 @@ from hat_export.export.attention import FUSED_OPERATORS, AttentionForm
 from hat_export.export.calibration import dataset_feeds, noise_feeds
 from hat_export.export.graph import OPSET
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
-from hat_export.export.mixed_precision import Feed, find_kept
+from hat_export.export.mixed_precision import find_kept
+from hat_export.export.observe import Feed
 from hat_export.export.passes import Report, count_operators, run_passes
 from hat_export.export.pipelines import ATTENTION_LAYERS, BUILDERS, LOWERINGS, build_graph
 from hat_export.export.verify import verify_bundle
@@ -116,7 +117,7 @@ def export_onnx(
             kept: dict[str, str] = {}
             if precision != "fp32" and name in feeds:
                 progress.step(f"looking for overflow in the {name} graph")
-                kept = _kept(checkpoint, model, precision, feeds[name])
+                kept = _kept(checkpoint, model, precision, feeds[name], threads)
                 model, lowered = run_passes(LOWERINGS[precision](kept), model)
                 reports += lowered
             layers = ATTENTION_LAYERS[name](loaded.spec)
@@ -161,10 +162,10 @@ def export_onnx(
 
 
 def _kept(
-    checkpoint: Path, model: onnx.ModelProto, precision: str, feeds: Iterable[Feed]
+    checkpoint: Path, model: onnx.ModelProto, precision: str, feeds: Iterable[Feed], threads: int
 ) -> dict[str, str]:
     try:
-        return find_kept(model, precision, feeds)
+        return find_kept(model, precision, feeds, threads)
     except ValueError as error:
         raise CheckpointError(
             f"{checkpoint}: {error}; the model gives no usable features in PyTorch either"

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper
 
 from hat_export.base.progress import SILENT, Progress
 from hat_export.errors import BundleError, InputError
-from hat_export.runtime.backends.onnxruntime_backend import session_options
+from hat_export.export.observe import open_graph
 
 #: Further outputs that a graph gets at a time.
 PROBES = 4
@@ -252,11 +251,8 @@ class _Graph:
     def _run(
         self, model: onnx.ModelProto, feeds: Arrays, wanted: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        options = session_options(self._threads, self._packed)
         try:
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            session = open_graph(model, self._threads, self._packed)
         except Exception as error:  # the library's exceptions share no base but Exception
             line = str(error).splitlines()[0]
             raise BundleError(f"a part of the graph can't be loaded ({line})") from None

@@ -31,7 +31,7 @@ from hat_export.errors import InputError, ToleranceError
 from hat_export.export.calibration import dataset_feeds
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
 from hat_export.export.linear_layers import FuseLinear, SplitLinear
-from hat_export.export.mixed_precision import Feed
+from hat_export.export.observe import Feed
 from hat_export.export.passes import Pass, run_passes
 from hat_export.quantize.calibration import Observer, observe
 from hat_export.quantize.layers import Layer, find_layers, load_products

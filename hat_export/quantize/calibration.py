@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from jaxtyping import Float32, Int64
-from onnx import TensorProto, helper
 
 from hat_export.errors import InputError
-from hat_export.export.mixed_precision import Feed
+from hat_export.export.observe import Feed, mark_outputs, observe_tensors, open_graph
 from hat_export.quantize.layers import Layer
-from hat_export.runtime.backends.onnxruntime_backend import session_options
 
 #: Bins of a histogram over [-reach, reach).
 BINS = 4096
@@ -195,32 +193,20 @@ def observe(
     Returns:
         Observers by layer name, SHA-256 of all inputs, and the number of items.
     """
-    import onnxruntime
-
     watched = {layer.value: layer for layer in layers if not layer.table}
-    present = {output.name for output in model.graph.output}
-    for value in watched:
-        if value not in present:
-            model.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
-    path = folder / "watched.onnx"
-    onnx.save_model(model, path, save_as_external_data=True, location="watched.onnx.data")
-    session = onnxruntime.InferenceSession(
-        str(path), session_options(threads, own_operators=True), providers=["CPUExecutionProvider"]
-    )
+    mark_outputs(model, watched)
+    session = open_graph(model, threads, own_operators=True, folder=folder)
     observers = {layer.value: Observer(layer.inner, correlated) for layer in watched.values()}
     digest, items = hashlib.sha256(), 0
-    names = list(watched)
-    for feed in feeds:
+    for feed, found in observe_tensors(session, list(watched), feeds):
         for name in sorted(feed):
             digest.update(np.ascontiguousarray(feed[name]).tobytes())
         real = feed.get("attention_mask")
-        found = session.run(names, dict(feed))
-        for name, values in zip(names, found, strict=True):
+        for name, values in found.items():
             # Padding takes part in no result.
             observers[name].see(values if real is None else values[real > 0])
         items += len(next(iter(feed.values())))
         progress(items)
-        del found
     if not items:
         raise InputError("the calibration data holds nothing; expected at least one item")
     by_layer = {layer.name: observers[layer.value] for layer in layers if not layer.table}

@@ -16,12 +16,12 @@ from hat_export.base.progress import SILENT, Progress
 from hat_export.base.timer import Timer, own_median
 from hat_export.export.graph import GraphBuilder
 from hat_export.export.linear_layers import FuseLinear
+from hat_export.export.observe import open_graph
 from hat_export.quantize.layers import WEIGHT_SUFFIX, Layer
 from hat_export.quantize.plan import Plan
 from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.report.report import Report, Table
-from hat_export.runtime.backends.onnxruntime_backend import session_options
 from hat_export.spec import ModelSpec
 
 #: Words of the caption that is measured.
@@ -135,19 +135,13 @@ def _time(
     size: Size, target: Target, schemes: Sequence[str], threads: int, packed: bool
 ) -> dict[str, float]:
     """Median seconds of one product by scheme, the schemes in turn."""
-    import onnxruntime
-
     rows, inner, outer = size
     sessions = {}
     for scheme in schemes:
         model = _products(rows, inner, outer, scheme, target)
         if packed:
             model = FuseLinear(target.int8_linear)(model).model
-        sessions[scheme] = onnxruntime.InferenceSession(
-            model.SerializeToString(),
-            session_options(threads, packed),
-            providers=["CPUExecutionProvider"],
-        )
+        sessions[scheme] = open_graph(model, threads, own_operators=packed)
     feed = {"x": np.random.default_rng(0).standard_normal((1, rows, inner), np.float32)}
     runs = {scheme: partial(session.run, None, feed) for scheme, session in sessions.items()}
     found = Timer(settle_seconds=PAUSE).in_turn(runs, ROUNDS, CALLS, warm_up=0)

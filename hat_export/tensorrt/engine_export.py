@@ -32,7 +32,7 @@ from hat_export.data.dataset import CaptionDataset
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.errors import BundleError, EngineError, FusionError, InputError, ToleranceError
 from hat_export.export.calibration import dataset_feeds, noise_feeds
-from hat_export.export.mixed_precision import Feed
+from hat_export.export.observe import Feed
 from hat_export.runtime.backends import BACKENDS
 from hat_export.runtime.backends.alignment_inputs import plugin_inputs, plugin_profile
 from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
@@ -159,6 +159,7 @@ def export_engines(
             precision,
             partial(_feeds, bundle, calibration),
             fp16_alignment=TURING in targets and bool(library.targets),
+            threads=threads,
             progress=progress,
         )
         progress.step("running the graphs on the CPU with the roundings of their precision")

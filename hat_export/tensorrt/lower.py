@@ -25,7 +25,8 @@ from hat_export.bundle.bundle import (
 from hat_export.errors import BundleError, InputError
 from hat_export.export.attention import FUSED_OPERATORS, DecomposeAttention
 from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
-from hat_export.export.mixed_precision import Feed, MixedPrecision, find_kept
+from hat_export.export.mixed_precision import MixedPrecision, find_kept
+from hat_export.export.observe import Feed
 from hat_export.export.passes import Pass, count_operators, run_passes
 from hat_export.tensorrt.quantize import (
     QUANTIZED_FORMATS,
@@ -93,6 +94,7 @@ def lower_bundle(
     precision: str,
     feeds: Callable[[], Mapping[str, Iterable[Feed]]],
     fp16_alignment: bool,
+    threads: int,
     progress: Progress,
 ) -> Manifest:
     """Write a bundle's content, its encoders in another precision, into a new folder.
@@ -104,6 +106,7 @@ def lower_bundle(
             norms, and the sum of squares before it overflows fp16.
         feeds: Gives inputs of the ``image`` and ``text`` graphs on which to look for ranges.
         fp16_alignment: Whether the alignment's products take and give float16 nevertheless.
+        threads: Threads of the runs on those inputs.
         progress: Told before each step.
 
     Returns:
@@ -125,7 +128,7 @@ def lower_bundle(
         elif info.attention_expected and source.manifest.precision != precision:
             progress.step(f"writing the {name} graph in {precision}")
             try:
-                found = _found(model, precision, name, feeds)
+                found = _found(model, precision, name, feeds, threads)
             except ValueError as error:
                 raise BundleError(f"{source.path}: {error}; export the checkpoint again") from None
             kept, passes = dict(found.kept), PIPELINES[precision](found)
@@ -152,14 +155,15 @@ def _found(
     precision: str,
     name: str,
     feeds: Callable[[], Mapping[str, Iterable[Feed]]],
+    threads: int,
 ) -> Found:
     """Run calibration inputs through an encoder's float32 graph."""
     quantizes = precision in QUANTIZED_FORMATS
-    kept = find_kept(model, "fp16" if quantizes else precision, feeds()[name])
+    kept = find_kept(model, "fp16" if quantizes else precision, feeds()[name], threads)
     if not quantizes:
         return Found(kept)
     products = tuple(product for product in quantized_products(model) if product not in kept)
-    ranges = activation_ranges(model, products, precision, feeds()[name])
+    ranges = activation_ranges(model, products, precision, feeds()[name], threads)
     return Found(kept, products, ranges)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hat_export.export.mixed_precision import Feed
+from hat_export.export.observe import Feed, mark_outputs, observe_tensors, open_graph
 from hat_export.export.passes import Pass, Report
 from hat_export.runtime.onnx_graphs import copy_of, with_nodes
 
@@ -150,7 +150,11 @@ def _pair(value: str, output: str, scale: str, zero: str, scheme: str) -> list[o
 
 
 def activation_ranges(
-    model: onnx.ModelProto, products: Sequence[str], scheme: str, feeds: Iterable[Feed]
+    model: onnx.ModelProto,
+    products: Sequence[str],
+    scheme: str,
+    feeds: Iterable[Feed],
+    threads: int,
 ) -> dict[str, float]:
     """For each product's input, the magnitude that the format's largest number shall stand for.
 
@@ -163,21 +167,15 @@ def activation_ranges(
         products: From :func:`quantized_products`.
         scheme: A key of :data:`QUANTIZED_FORMATS`.
         feeds: Inputs to run it on; results are kept as histograms, never as tensors.
+        threads: Threads of the run.
     """
-    import onnxruntime
-
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    wanted = {node.input[0] for node in model.graph.node if node.name in products}
-    values = sorted(wanted)
-    for value in values:
-        watched.graph.output.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(
-        watched.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    values = sorted({node.input[0] for node in model.graph.node if node.name in products})
+    mark_outputs(watched, values)
     seen = {value: Histogram() for value in values}
-    for feed in feeds:
-        for value, array in zip(values, session.run(values, dict(feed)), strict=True):
+    for _, found in observe_tensors(open_graph(watched, threads), values, feeds):
+        for value, array in found.items():
             seen[value].add(array)
     form = QUANTIZED_FORMATS[scheme]
     return {

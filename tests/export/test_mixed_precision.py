@@ -82,7 +82,7 @@ def test_inputs_and_outputs_stay_float32() -> None:
 
 
 def test_values_within_range_are_not_kept() -> None:
-    assert find_kept(mlp(), "fp16", [rows(1)]) == {}
+    assert find_kept(mlp(), "fp16", [rows(1)], threads=1) == {}
 
 
 def test_an_overflowing_layer_is_found_and_kept_and_the_result_is_right() -> None:
@@ -90,7 +90,7 @@ def test_an_overflowing_layer_is_found_and_kept_and_the_result_is_right() -> Non
     expected = run(model, feed)
     naive = run(emulated(MixedPrecision("fp16", {})(model).model), feed)
     assert not np.isfinite(naive).all()
-    kept = find_kept(model, "fp16", [feed])
+    kept = find_kept(model, "fp16", [feed], threads=1)
     # The layer whose result is too large, what reads it, and the weights beyond the range.
     assert {"MatMul", "Add", "Gelu", "MatMul_1"} <= set(kept)
     assert "LayerNormalization" not in kept
@@ -105,12 +105,12 @@ def test_headroom_keeps_what_only_nearly_overflows() -> None:
     largest = 65504 / 2
     model = mlp()
     feed = {"x": np.full((1, MLP_WIDTH), largest, np.float32)}
-    assert find_kept(model, "fp16", [feed])
+    assert find_kept(model, "fp16", [feed], threads=1)
 
 
 def test_a_model_that_is_not_finite_in_float32_is_refused() -> None:
     with pytest.raises(ValueError, match=r"LayerNormalization: .* not finite in float32"):
-        find_kept(mlp(), "fp16", [{"x": np.full((1, MLP_WIDTH), np.nan, np.float32)}])
+        find_kept(mlp(), "fp16", [{"x": np.full((1, MLP_WIDTH), np.nan, np.float32)}], threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
 def test_the_result_moves_by_what_the_format_explains(scheme: str, relative: float) -> None:
     model, feed = layer(), rows()
     products = quantized_products(model)
-    ranges = activation_ranges(model, products, scheme, [feed])
+    ranges = activation_ranges(model, products, scheme, [feed], threads=1)
     expected = run(model, feed)
     quantized = QuantizeMatMuls(scheme, products, ranges)(model).model
     low = MixedPrecision("fp16", {})(quantized).model
@@ -146,7 +146,7 @@ def test_a_histogram_counts_the_same_however_the_data_comes() -> None:
 def test_an_input_that_is_always_zero_has_a_scale() -> None:
     model = layer()
     zeros = {"x": np.zeros((3, WIDTH), np.float32)}
-    ranges = activation_ranges(model, quantized_products(model), "int8", [zeros])
+    ranges = activation_ranges(model, quantized_products(model), "int8", [zeros], threads=1)
     assert ranges == {"x": 0.0}
     low = QuantizeMatMuls("int8", quantized_products(model), ranges)(model).model
     assert np.isfinite(run(low, zeros)).all()
