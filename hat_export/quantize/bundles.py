@@ -184,8 +184,8 @@ class Quantizer:
             correlated,
             lambda done: self.progress.count(f"calibration {what}", done, total),
         )
-        (folder / "watched.onnx").unlink()
-        (folder / "watched.onnx.data").unlink(missing_ok=True)
+        (folder / "observed.onnx").unlink()
+        (folder / "observed.onnx.data").unlink(missing_ok=True)
         return Statistics(observers, smoothed, path, digest, items)
 
     def _data(self) -> CaptionDataset:
