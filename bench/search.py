@@ -26,8 +26,11 @@ THREADS = len(os.sched_getaffinity(0))
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read when numpy is imported
     os.environ.setdefault(variable, str(THREADS))
 
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
 import numpy as np  # noqa: E402
 
+import formula  # noqa: E402
 import hat_export  # noqa: E402
 from hat_export.base.machine import environment, peak_memory  # noqa: E402
 from hat_export.base.progress import PlainLines  # noqa: E402
@@ -59,21 +62,13 @@ def demo_session(folder: Path) -> Session:
 def float64_scores(
     session: Session, dataset: CaptionDataset, texts: TextFeatures, images: int
 ) -> np.ndarray:
-    """The formula in float64 on the float32 features, attended vectors and all."""
+    """The formula of the tests on the float32 features."""
     pictures = [next(iter_) for iter_ in [dataset.images()] for _ in range(images)]
     features = session.encode_images(pictures)
+    smooth = session.spec.softmax_lambda
     scores = np.zeros((images, len(texts)))
     for regions, words in zip(features.levels, texts.levels, strict=True):
-        x = regions.astype(np.float64)
-        for caption, length in enumerate(texts.lengths):
-            c = words[caption, :length].astype(np.float64)
-            dots = x @ c.T
-            leaky = np.where(dots > 0, dots, 0.1 * dots)
-            leaky /= np.sqrt(np.square(leaky).sum(1, keepdims=True)) + 1e-8
-            weight = np.exp(session.spec.softmax_lambda * leaky)
-            attended = (weight / weight.sum(2, keepdims=True)) @ c
-            size = np.linalg.norm(x, axis=2) * np.linalg.norm(attended, axis=2)
-            scores[:, caption] += ((x * attended).sum(2) / np.maximum(size, 1e-8)).mean(1)
+        scores += formula.level_scores(regions, words, texts.lengths, smooth)
     return scores
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import formula
 import hat_reference_inputs as reference_inputs
 from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.kernels import alignment_cpu
@@ -24,28 +25,6 @@ TOLERANCE = 2e-6
 TOLERANCE_LAMBDA_100 = 5e-6
 PATHS = alignment_cpu.available_paths()
 DIRECTIONS = ("i2t", "t2i")
-
-
-def reference_scores(
-    regions: np.ndarray, words: np.ndarray, lengths: np.ndarray, smooth: float, direction: str
-) -> np.ndarray:
-    """The score as its definition reads, in float64, one pair after the other."""
-    scores = np.empty((len(regions), len(words)))
-    for i, x in enumerate(regions.astype(np.float64)):
-        for j, padded in enumerate(words.astype(np.float64)):
-            c = padded[: lengths[j]]
-            dots = c @ x.T
-            dots = np.where(dots > 0, dots, 0.1 * dots)
-            # Axis 0 are words, 1 regions: the norm runs along the axis that the softmax doesn't.
-            norm_axis, softmax_axis = (1, 0) if direction == "i2t" else (0, 1)
-            dots = dots / (np.sqrt(np.square(dots).sum(norm_axis, keepdims=True)) + 1e-8)
-            logits = smooth * dots
-            weights = np.exp(logits - logits.max(softmax_axis, keepdims=True))
-            weights /= weights.sum(softmax_axis, keepdims=True)
-            asking, answer = (x, weights.T @ c) if direction == "i2t" else (c, weights @ x)
-            size = np.linalg.norm(asking, axis=1) * np.linalg.norm(answer, axis=1)
-            scores[i, j] = ((asking * answer).sum(1) / np.maximum(size, 1e-8)).mean()
-    return scores
 
 
 def random_case(
@@ -71,7 +50,7 @@ def test_golden(name: str, path: Any, direction: Any) -> None:
         # The official code can't score one word; the formula can.
         missing = np.isnan(expected)
         assert (missing == (lengths == 1)).all()
-        own = reference_scores(regions, words, lengths, smooth, direction)
+        own = formula.level_scores(regions, words, lengths, smooth, direction)
         expected = np.where(missing, own, expected)
     tolerance = TOLERANCE_LAMBDA_100 if name == "lambda_100" else TOLERANCE
     np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance)
@@ -87,7 +66,7 @@ def test_sizes_around_vector_widths(path: Any, direction: Any) -> None:
         x, c, lengths = random_case(regions * 10000 + width * 100 + words, 3, regions, 4, words,
                                     width)  # fmt: skip
         scores = alignment_cpu.level_scores(x, c, lengths, 9.0, direction, 1, path)
-        expected = reference_scores(x, c, lengths, 9.0, direction)
+        expected = formula.level_scores(x, c, lengths, 9.0, direction)
         np.testing.assert_allclose(
             scores, expected, rtol=0, atol=TOLERANCE, err_msg=f"{regions=} {width=} {words=}"
         )
@@ -99,7 +78,7 @@ def test_sizes_around_vector_widths(path: Any, direction: Any) -> None:
 def test_lambda_on_both_sides_of_the_plain_range(path: Any, direction: Any, smooth: float) -> None:
     x, c, lengths = random_case(5, 2, 50, 3, 12, 24)
     scores = alignment_cpu.level_scores(x, c, lengths, smooth, direction, 1, path)
-    expected = reference_scores(x, c, lengths, smooth, direction)
+    expected = formula.level_scores(x, c, lengths, smooth, direction)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE_LAMBDA_100)
 
 
@@ -115,7 +94,7 @@ def test_words_that_nearly_cancel(path: Any) -> None:
     # With lambda this small both words weigh about the same: |v| is a hundredth of |c|, and the
     # dot products' own rounding grows by that factor.
     scores = alignment_cpu.level_scores(x, c, lengths, 0.01, "i2t", 1, path)
-    expected = reference_scores(x, c, lengths, 0.01, "i2t")
+    expected = formula.level_scores(x, c, lengths, 0.01, "i2t")
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 
@@ -129,7 +108,7 @@ def test_squares_beyond_float32(
     x *= np.float32(regions_by)
     c *= np.float32(words_by)
     scores = alignment_cpu.level_scores(x, c, lengths, 9.0, direction, 1, path)
-    expected = reference_scores(x, c, lengths, 9.0, direction)
+    expected = formula.level_scores(x, c, lengths, 9.0, direction)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -159,7 +138,7 @@ def test_reduced_form_equals_full_form(path: Any) -> None:
     full = alignment_cpu.level_scores(exact.astype(np.float32), c, lengths, 9.0, "i2t", 2, path)
     np.testing.assert_allclose(scores, full, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(
-        scores, reference_scores(exact, c, lengths, 9.0, "i2t"), rtol=0, atol=TOLERANCE
+        scores, formula.level_scores(exact, c, lengths, 9.0, "i2t"), rtol=0, atol=TOLERANCE
     )
 
 
@@ -211,7 +190,7 @@ def request_arrays() -> dict[str, Any]:
         images=3, regions_per_image=10, width=8, captions=4, scores_stride=9, softmax_lambda=9.0,
         direction=0, threads=2, path=0, add=0,
     )  # fmt: skip
-    expected = reference_scores(x, c, lengths, 9.0, "i2t")
+    expected = formula.level_scores(x, c, lengths, 9.0, "i2t")
     return {"request": request, "scores": scores, "expected": expected,
            "keep": (x, captions, norms)}  # fmt: skip
 

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 
+import formula
 from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.kernels import alignment_torch
 from hat_export.kernels.alignment_triton_tables import SLOTS, TILES, Tile, slot_for, tile_for
-from hat_export.model.alignment import level_scores
 from hat_reference_inputs import KERNEL_CASES, kernel_case
 from places import GOLDEN, SUPPORT
 
@@ -41,16 +41,6 @@ Scores = dict[str, np.ndarray]
 
 #: The others differ from these by size alone and would take the interpreter minutes.
 INTERPRETED_CASES = [name for name in KERNEL_CASES if "d768" not in name and name != "related_R784"]
-
-
-def exact(
-    regions: np.ndarray, words: np.ndarray, lengths: np.ndarray, softmax_lambda: float
-) -> np.ndarray:
-    """The score by the model's own formula in float64."""
-    mask = torch.arange(words.shape[1]) < torch.from_numpy(lengths)[:, None]
-    wide = torch.from_numpy(regions).double(), torch.from_numpy(words).double()
-    scores: np.ndarray = level_scores(*wide, mask, softmax_lambda, "i2t").numpy()
-    return scores
 
 
 def random_case(
@@ -113,7 +103,7 @@ def reduced_case(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     norms = torch.from_numpy(np.linalg.norm(projected, axis=2).astype(np.float32))
     scores = alignment_torch.score(torch.from_numpy(hidden).to(dtype), norms, captions, 9.0)
-    return scores.numpy(), exact(projected, c, lengths, 9.0)
+    return scores.numpy(), formula.level_scores(projected, c, lengths, 9.0)
 
 
 def interpret(target: str) -> None:
@@ -168,7 +158,9 @@ def cancelling() -> tuple[np.ndarray, np.ndarray]:
     small = random.standard_normal((3, 2, 16)).astype(np.float32)
     c = np.concatenate([word, -word], 1) + np.float32(0.02) * small
     lengths = np.full(3, 2)
-    return run_kernel(torch.from_numpy(x), c, lengths, 0.01), exact(x, c, lengths, 0.01)
+    return run_kernel(torch.from_numpy(x), c, lengths, 0.01), formula.level_scores(
+        x, c, lengths, 0.01
+    )
 
 
 def refusals() -> dict[str, str]:
@@ -223,7 +215,7 @@ def tolerance(name: str) -> float:
 
 @pytest.mark.parametrize("name", [*INTERPRETED_CASES, *RANDOM_CASES])
 def test_fp32(interpreted: Scores, name: str) -> None:
-    expected = exact(*case(name))
+    expected = formula.level_scores(*case(name))
     np.testing.assert_allclose(interpreted[f"{name}/fp32"], expected, rtol=0, atol=tolerance(name))
 
 
@@ -238,9 +230,9 @@ def assert_as_good_as_plain(
 ) -> None:
     """At most twice the error that rounding the inputs brings by itself."""
     x, c, lengths, softmax_lambda = case(name)
-    expected = exact(x, c, lengths, softmax_lambda)
+    expected = formula.level_scores(x, c, lengths, softmax_lambda)
     rounded = [torch.from_numpy(array).to(dtype).float().numpy() for array in (x, c)]
-    plain = np.abs(exact(*rounded, lengths, softmax_lambda) - expected).max()
+    plain = np.abs(formula.level_scores(*rounded, lengths, softmax_lambda) - expected).max()
     assert np.abs(scores - expected).max() <= 2 * plain + noise
 
 
@@ -420,7 +412,7 @@ def test_on_the_gpu(name: str, dtype: torch.dtype) -> None:
     regions = torch.from_numpy(x).to("cuda", dtype)
     scores = run_kernel(regions, c, lengths, softmax_lambda)
     if dtype is torch.float32:
-        expected = exact(x, c, lengths, softmax_lambda)
+        expected = formula.level_scores(x, c, lengths, softmax_lambda)
         np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance(name))
     else:
         assert_as_good_as_plain(scores, name, dtype, tolerance(name))

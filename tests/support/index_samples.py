@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+import formula
 from hat_export.score.features import ReducedImages, TextFeatures
 from hat_export.score.projection import Projection, Projections, stored_widths
 from hat_export.spec import OFFICIAL, ModelSpec
@@ -102,15 +103,6 @@ def exact_scores(data: Sample) -> np.ndarray:
         regions = hidden.astype(np.float64)
         if fold is not None:
             regions = regions @ fold.weight.T.astype(np.float64) + fold.bias
-        for j, padded in enumerate(words.astype(np.float64)):
-            c = padded[: data.texts.lengths[j]]
-            for i, x in enumerate(regions):
-                dots = c @ x.T
-                leaky = np.where(dots > 0, dots, 0.1 * dots)
-                leaky /= np.sqrt(np.square(leaky).sum(1, keepdims=True)) + 1e-8
-                weights = np.exp(data.spec.softmax_lambda * leaky)
-                attended = (weights / weights.sum(0)).T @ c
-                sizes = np.linalg.norm(x, axis=1) * np.linalg.norm(attended, axis=1)
-                cosines = (x * attended).sum(1) / np.maximum(sizes, 1e-8)
-                total[i, j] += cosines.mean()
+        smooth = data.spec.softmax_lambda
+        total += formula.level_scores(regions, words, data.texts.lengths, smooth)
     return total
