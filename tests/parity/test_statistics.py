@@ -125,6 +125,9 @@ def test_captions_of_one_image_count_as_one() -> None:
     assert wide.difference == narrow.difference == pytest.approx(-5)
     assert wide.lost == narrow.lost == 100
     assert wide.high - wide.low > 1.8 * (narrow.high - narrow.low)
+    for found in (wide, narrow):  # 95 % of a nearly normal mean
+        assert found.spread is not None
+        assert (found.high - found.low) / 2 == pytest.approx(1.96 * found.spread / 20, rel=0.1)
 
 
 def test_nothing_changed_is_exactly_zero() -> None:
