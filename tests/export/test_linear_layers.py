@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,14 +18,24 @@ from hat_export.model.checkpoint import load_hat
 
 
 @pytest.fixture(scope="module", params=["image", "text"])
-def packed(request: pytest.FixtureRequest, tiny_checkpoint) -> onnx.ModelProto:
+def graphs(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """An encoder in custom operators, and the standard graph that it was made from."""
     loaded = load_hat(tiny_checkpoint)
     weights = {name: tensor.numpy() for name, tensor in loaded.model.state_dict().items()}
-    return build_graph(request.param, loaded.spec, weights, "packed")[0]
+    packed, standard = (
+        build_graph(request.param, loaded.spec, weights, form)[0] for form in ("packed", "onnx")
+    )
+    return packed, standard
 
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
+
+
+def linear(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "Linear"]
 
 
 def run(model: onnx.ModelProto) -> list[np.ndarray]:
@@ -41,7 +52,10 @@ def run(model: onnx.ModelProto) -> list[np.ndarray]:
     return session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
 
-def test_apart_and_together_again(packed: onnx.ModelProto) -> None:
+def test_apart_and_together_again(graphs: tuple[onnx.ModelProto, onnx.ModelProto]) -> None:
+    packed, standard = graphs
+    gelus = [helper.get_node_attr_value(node, "gelu") for node in linear(packed)]
+    assert sum(gelus) == kinds(standard)["Gelu"]
     apart, _, report = SplitLinear()(packed)
     split = report.counts["Linear"]
     assert split == kinds(packed)["Linear"] > 0
@@ -62,9 +76,12 @@ def test_apart_and_together_again(packed: onnx.ModelProto) -> None:
     }
 
 
-def test_apart_computes_the_same(packed: onnx.ModelProto) -> None:
-    for ours, theirs in zip(run(SplitLinear()(packed).model), run(packed), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5)
+def test_apart_computes_the_same(graphs: tuple[onnx.ModelProto, onnx.ModelProto]) -> None:
+    packed, standard = graphs
+    expected = run(standard)
+    for model in (packed, SplitLinear()(packed).model):
+        for ours, theirs in zip(run(model), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-5)
 
 
 def test_what_is_no_linear_layer_stays() -> None:
