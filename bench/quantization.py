@@ -37,7 +37,7 @@ from hat_export.data.dataset import CaptionDataset
 from hat_export.data.karpathy import read_karpathy
 from hat_export.data.tokenizer import CaptionTokenizer
 from hat_export.export.calibration import dataset_feeds
-from hat_export.parity.comparison import compare
+from hat_export.parity.comparison import compare_scores
 from hat_export.parity.statistics import deltas
 from hat_export.parity.top_k_overlap import top_kept
 from hat_export.quantize.bundles import ENCODERS
@@ -377,7 +377,7 @@ def measure(arguments: argparse.Namespace) -> None:
             dataset = read_karpathy(arguments.data, "test")
             scores = score_dataset(session, dataset)
             exact = scores if exact is None else exact
-            found = deltas(compare(exact, scores, dataset.owners))["rsum"]
+            found = deltas(compare_scores(exact, scores, dataset.owners))["rsum"]
             row |= {
                 "rsum": found.candidate,
                 "lost": found.reference - found.candidate,

@@ -56,7 +56,7 @@ INTERRUPTED = 130
 _AT_END = ExitStack()
 
 
-def run(app: typer.Typer, name: str) -> None:
+def run_program(app: typer.Typer, name: str) -> None:
     """Run a command line; an error of ours becomes one line and an exit status.
 
     Args:
@@ -125,7 +125,7 @@ def _trouble_of_machine(error: Exception) -> str | None:
     return None
 
 
-def progress(quiet: bool) -> Progress:
+def show_progress(quiet: bool) -> Progress:
     """Progress on standard error, given back when the command ends, however it ends."""
     shown = progress_on_stderr(quiet)
     _AT_END.callback(shown.close)

@@ -4,6 +4,7 @@ The sources are parsed, not imported, so that an import inside a function counts
 has to be installed.
 """
 
+import ast
 import graphlib
 from pathlib import Path
 
@@ -249,3 +250,23 @@ def test_no_module_takes_the_name_of_a_public_function() -> None:
 
     assert hat_export.__all__
     assert not {f"hat_export.{name}" for name in hat_export.__all__} & set(MODULES)
+
+
+#: Functions that may have a module's name: `hat_export.load` is the public one.
+NAMESAKES = {
+    "hat_export.runtime.backends.opening.load",
+    "hat_export.kernels.alignment_cpu.score",
+    "hat_export.kernels.alignment_torch.score",
+}
+
+
+def test_no_function_has_the_name_of_a_module_or_package() -> None:
+    """``from hat_export.parity import parity`` shall not leave open which of the two it is."""
+    taken = {part for name in MODULES for part in name.split(".")}
+    namesakes = {
+        f"{module}.{node.name}"
+        for module, path in MODULES.items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in taken
+    }
+    assert namesakes <= NAMESAKES, "rename the function"

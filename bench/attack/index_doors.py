@@ -46,8 +46,8 @@ class IndexDoor(Door):
             check_model,
             found_captions,
             found_images,
+            hits_page,
             open_index_file,
-            search_page,
         )
 
         # As open_search does, which loads the model each time.
@@ -57,10 +57,10 @@ class IndexDoor(Door):
             for limit in (None, 2):
                 if self.kind == "images":
                     hits = found_images(opened, "a dog", 2, limit)
-                    search_page(opened, "a dog", hits, "")
+                    hits_page(opened, "a dog", hits, "")
                 else:
                     hits = found_captions(opened, self.picture, 2, limit)
-                    search_page(opened, self.picture, hits, "")
+                    hits_page(opened, self.picture, hits, "")
             index.verify()
 
     def command(self, folder: Path) -> list[str]:

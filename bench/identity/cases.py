@@ -87,6 +87,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "--search-images": ("--search-image-count",),
     "--images": ("--image-count",),
     "--captions": ("--caption-count",),
+    "--formula-captions": ("--formula-caption-count",),
     "--limit": ("--image-count",),
     **{f"--{name}": (f"--precision {name}",) for name in "fp16 bf16 fp32 int8 fp8".split()},
     **{

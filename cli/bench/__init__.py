@@ -34,4 +34,4 @@ app = program("hat-bench", "Check recall parity and measure latency.", COMMANDS)
 
 def main() -> None:
     """Console script ``hat-bench``."""
-    common.run(app, "hat-bench")
+    common.run_program(app, "hat-bench")

@@ -128,7 +128,7 @@ def latency_command(
     recalls = recalls_of(parity or [])
     chosen = name_targets(targets, backend or ["onnxruntime"])
     counts = list(dict.fromkeys(threads or [default_threads()]))
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     # Before the run: its own load is not the machine's.
     facts = environment() | {"hardware": hardware()}
     openers = [

@@ -101,7 +101,7 @@ def load_command(
     scenarios = _chosen("--scenario", scenario, SCENARIOS)
     common.check_report_paths(report)
     loadgen()
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     facts = environment() | {"hardware": hardware()}
     settings = Load(
         seconds,

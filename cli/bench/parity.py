@@ -151,7 +151,7 @@ def parity_command(
     common.check_report_paths(report)
     dataset = read_dataset(data, split, images or ()).take(captions_per_image).limit(limit)
     architecture = common.read_spec(spec)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     first, second = (
         Side.of(target, name, architecture, vocabulary)
         for target, name in ((reference, reference_backend or backend), (candidate, backend))

@@ -24,7 +24,7 @@ def preflight_command(
     from hat_export.bundle.bundle import Bundle
     from hat_export.quantize.bundles import ENCODERS, check_source
     from hat_export.quantize.layers import find_layers, load_products
-    from hat_export.quantize.preflight import measure, preflight_report
+    from hat_export.quantize.preflight import measure_products, preflight_report
     from hat_export.quantize.schemes import find_target
     from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
 
@@ -35,9 +35,9 @@ def preflight_command(
     layers = {name: find_layers(load_products(source.graph_path(name))) for name in ENCODERS}
     target, spec = find_target(None), source.manifest.spec
     threads = threads or default_threads()
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     packed = source.manifest.attention_form == PACKED_ATTENTION
-    found = measure(layers, spec, target, target.schemes, threads, packed, progress)
+    found = measure_products(layers, spec, target, target.schemes, threads, packed, progress)
     common.deliver(preflight_report(found, spec, threads), report)
 
 

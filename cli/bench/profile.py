@@ -51,7 +51,7 @@ def profile_command(
 
     common.require_signature(require_signature, bundle)
     common.check_report_paths(report)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     count = threads or default_threads()
 
     def calls(session: Any) -> dict[str, Callable[[], object]]:

@@ -89,7 +89,7 @@ def scoring_command(
     if direction:
         architecture = replace(architecture, direction="i2t" if direction == "i2t" else "t2i")
     chosen = resolve_path(path.value)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     random = np.random.default_rng(0)
     with_torch = importlib.util.find_spec("torch") is not None
     times = []

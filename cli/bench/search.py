@@ -68,7 +68,7 @@ def search_command(
     """Choose the number of candidates of two-stage search, and show recall and latency."""
     from hat_export.base.atomic import scratch_folder
     from hat_export.base.machine import environment
-    from hat_export.benchmark.search import index_split, run, search_report
+    from hat_export.benchmark.search import index_split, search_report, tune_search
     from hat_export.data.readers import read_dataset
     from hat_export.index.search import CANDIDATES, candidate_source
     from hat_export.runtime.backends.opening import open_target
@@ -81,7 +81,7 @@ def search_command(
     names = (tuning_split, split)
     datasets = [read_dataset(data, name, images or ()).limit(limit) for name in names]
     architecture = common.read_spec(spec)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     with (
         open_target(target, backend, threads, architecture, vocabulary) as session,
         scratch_folder() as folder,
@@ -91,7 +91,8 @@ def search_command(
             for number, dataset in enumerate(datasets)
         ]
         results = {
-            kind: run(session, splits[0], splits[1], kind, recall_target, queries) for kind in kinds
+            kind: tune_search(session, splits[0], splits[1], kind, recall_target, queries)
+            for kind in kinds
         }
         for indexed in splits:
             indexed.index.close()

@@ -36,4 +36,4 @@ app = program("hat-export", "Export trained HAT models for production.", COMMAND
 
 def main() -> None:
     """Console script ``hat-export``."""
-    common.run(app, "hat-export")
+    common.run_program(app, "hat-export")

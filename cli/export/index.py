@@ -130,7 +130,7 @@ def index_command(
     if skipped is not None:
         check_writable(skipped)
     common.require_signature(require_signature, bundle)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     texts = common.read_lines(images) if captions else []
     listed = {} if captions else {source: list(list_images([source])) for source in images}
     refs = [ref for found in listed.values() for ref in found]

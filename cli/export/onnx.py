@@ -128,7 +128,7 @@ def onnx_command(
         ),
         overwrite=overwrite,
         threads=threads,
-        progress=common.progress(quiet),
+        progress=common.show_progress(quiet),
     )
     found = bundle.manifest.verification
     parts = [

@@ -227,7 +227,7 @@ def quantize_command(
         mode.value if mode else "int8-static" if machine.standard else "int8-dynamic"
     )
     check_scheme(scheme, machine)
-    progress = common.progress(quiet)
+    progress = common.show_progress(quiet)
     threads = threads or default_threads()
     dataset = read_dataset(calibration, split, images or ()) if calibration else None
     progress.step(f"target {machine.name}: {machine.reason}")
@@ -244,7 +244,7 @@ def quantize_command(
             layers = quantizer.all_layers
             made = uniform_plan(layers, scheme, machine, reasons, method.value, smooth, compensate)
         else:
-            from hat_export.quantize.search import Search, search
+            from hat_export.quantize.search import Search, search_plan
 
             task = Search(
                 quantizer=quantizer,
@@ -258,7 +258,7 @@ def quantize_command(
                 compensate=compensate,
                 state=state,
             )
-            outcomes.append(search(task))
+            outcomes.append(search_plan(task))
             made = outcomes[0].best.plan
         if save_plan is not None:
             write_plan(save_plan, made)
@@ -274,7 +274,7 @@ def quantize_command(
         progress,
     )
     for outcome in outcomes:
-        from hat_export.quantize.search_report import search_report
+        from hat_export.quantize.report import search_report
 
         common.deliver(search_report(outcome, source), report)
     _tell(source, made)
@@ -286,7 +286,7 @@ def _preflight(
     """Say before any time is spent which schemes are slower than float32 on this machine."""
     from hat_export.quantize.bundles import ENCODERS
     from hat_export.quantize.layers import find_layers, load_products
-    from hat_export.quantize.preflight import measure, runnable
+    from hat_export.quantize.preflight import measure_products, runnable
     from hat_export.quantize.schemes import FP32, find_target
     from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
 
@@ -297,7 +297,7 @@ def _preflight(
     layers = {name: find_layers(load_products(source.graph_path(name))) for name in ENCODERS}
     schemes = runnable(schemes)
     packed = source.manifest.attention_form == PACKED_ATTENTION
-    found = measure(layers, source.manifest.spec, machine, schemes, threads, packed)
+    found = measure_products(layers, source.manifest.spec, machine, schemes, threads, packed)
     for scheme in schemes:
         gains = ", ".join(
             f"{name} {found.total(name, FP32) / found.total(name, scheme):.2f} times float32's "

@@ -63,7 +63,7 @@ def search_command(
 
     from hat_export.base.files import write_text
     from hat_export.errors import InputError
-    from hat_export.index.query import found_captions, found_images, open_search, search_page
+    from hat_export.index.query import found_captions, found_images, hits_page, open_search
     from hat_export.report.report import Table
 
     asked = query if query is not None else image
@@ -83,7 +83,7 @@ def search_command(
             f"in {1e3 * seconds:.0f} ms"
         )
         if html is not None:
-            write_text(html, search_page(opened, asked, hits, facts, images))
+            write_text(html, hits_page(opened, asked, hits, facts, images))
     if as_json:
         found = [
             {"id": name, "score": float(score)}

@@ -190,7 +190,7 @@ def trt_command(
     from hat_export.report.report import write_report
     from hat_export.runtime.trt_library import load_library
     from hat_export.tensorrt.engine_export import export_engines
-    from hat_export.tensorrt.engine_report import engine_report
+    from hat_export.tensorrt.report import engine_report
     from hat_export.tensorrt.request import choose_targets
 
     library = load_library(runtime.value)
@@ -211,7 +211,7 @@ def trt_command(
         cache=None if no_cache else cache or default_cache() / "engines",
         overwrite=overwrite,
         threads=threads,
-        progress=common.progress(quiet),
+        progress=common.show_progress(quiet),
     )
     common.show(engine_report(found, commands=False))
     for path in report or []:

@@ -52,10 +52,10 @@ def cpu_features() -> frozenset[str]:
 
 def environment() -> dict[str, Any]:
     """Machine and package versions, as reports record them."""
-    return {"machine": machine(), "versions": package_versions()}
+    return {"machine": describe_machine(), "versions": package_versions()}
 
 
-def machine() -> dict[str, str | int | float]:
+def describe_machine() -> dict[str, str | int | float]:
     """What a result needs beside it: CPU model, cores, load, system."""
     model = _field(_text("/proc/cpuinfo"), ("model name", "Hardware"))
     facts: dict[str, str | int | float] = {

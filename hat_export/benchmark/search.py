@@ -105,7 +105,7 @@ def index_split(
     return IndexedSplit(dataset, index, texts, exact)
 
 
-def run(
+def tune_search(
     session: Session,
     calibration: IndexedSplit,
     test: IndexedSplit,
@@ -165,7 +165,7 @@ def search_report(
     names: tuple[str, str],
     environment: Mapping[str, Any],
 ) -> Report:
-    """The report of :func:`run` for some kinds of candidates.
+    """The report of :func:`tune_search` for some kinds of candidates.
 
     Args:
         results: By kind of candidates.

@@ -174,7 +174,7 @@ def found_captions(opened: OpenSearch, image: Path, top_k: int, rescore: int | N
     return hits
 
 
-def search_page(
+def hits_page(
     opened: OpenSearch,
     query: str | Path,
     hits: Hits,

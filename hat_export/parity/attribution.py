@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hat_export.parity.comparison import compare
+from hat_export.parity.comparison import compare_scores
 from hat_export.parity.embeddings import EncodedDataset
 from hat_export.parity.scores import LevelScores, Scorer, check_fit, summed
 from hat_export.parity.statistics import RECALLS, Delta, deltas
@@ -197,7 +197,7 @@ def _swap(
         levels = list(reference.levels)
         levels[level - 1] = swapped.levels[level - 1]
         total, same = summed(levels, folder / "swapped.npy"), False
-    parity = compare(reference.total, total, owners)
+    parity = compare_scores(reference.total, total, owners)
     changed = [item for item in parity.changed if not item.tie]
     ties = len(parity.changed) - len(changed)
     return Swap(component, level, same, deltas(parity), len(changed), ties, parity.score_difference)

@@ -89,7 +89,7 @@ class Parity:
         return len(self.owners)
 
 
-def compare(reference: Scores, candidate: Scores, owners: Sequence[int]) -> Parity:
+def compare_scores(reference: Scores, candidate: Scores, owners: Sequence[int]) -> Parity:
     """Compare two score matrices of one dataset.
 
     Args:

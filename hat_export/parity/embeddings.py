@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from hat_export.base.closing import Closing
-from hat_export.base.machine import machine
+from hat_export.base.machine import describe_machine
 from hat_export.base.packages import package_versions
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Manifest, is_bundle, read_manifest
@@ -158,7 +158,7 @@ def encoder_keys(target: Path, session: Session) -> EncoderKeys:
         "spec": _neutral(session.spec).to_json(),
         "backend": session.backend,
         "versions": package_versions(),
-        "cpu": machine()["cpu"],
+        "cpu": describe_machine()["cpu"],
     }
     vocabulary = session.tokenizer.to_json()
     return EncoderKeys(

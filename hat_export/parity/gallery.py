@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from hat_export.data.dataset import CaptionDataset
 from hat_export.parity.changed_queries import Answer, ChangedQuery, answer_text, query_text
 from hat_export.report.report import Card, Gallery, Item, Picture
-from hat_export.report.thumbnail import thumbnail
+from hat_export.report.thumbnail import make_thumbnail
 
 #: Longer side of a thumbnail in pixels; shown at half of that, sharp on dense screens.
 SIDE = 192
 
 
-def gallery(changed: Sequence[ChangedQuery], total: int, dataset: CaptionDataset) -> Gallery:
+def make_gallery(changed: Sequence[ChangedQuery], total: int, dataset: CaptionDataset) -> Gallery:
     """Cards of the worst changed queries.
 
     Args:
@@ -58,4 +58,4 @@ def _answer(item: ChangedQuery, answer: Answer, dataset: CaptionDataset) -> Item
 
 def _thumbnail(dataset: CaptionDataset, image: int) -> Picture:
     name = dataset.entries[image].name
-    return thumbnail(dataset.store.open(name), name, SIDE)
+    return make_thumbnail(dataset.store.open(name), name, SIDE)

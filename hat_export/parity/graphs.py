@@ -14,7 +14,7 @@ import onnx
 from hat_export.base.progress import SILENT, Progress
 from hat_export.bundle.bundle import Bundle, is_bundle
 from hat_export.data.dataset import CaptionDataset
-from hat_export.parity.localize import Localization, bound_of, localize
+from hat_export.parity.localize import Localization, bound_of, localize_difference
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.backends.onnxruntime_backend import PACKED_ATTENTION
 from hat_export.runtime.session import Session
@@ -95,7 +95,7 @@ def localize_between(
     for name in GRAPHS:
         judged = _load(bundle, name)
         found.append(
-            localize(
+            localize_difference(
                 name,
                 right[name](),
                 judged,

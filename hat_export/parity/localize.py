@@ -264,7 +264,7 @@ def layer_of(value: str) -> str:
     return value.split("/", maxsplit=1)[0]
 
 
-def localize(
+def localize_difference(
     name: str,
     reference: onnx.ModelProto,
     candidate: onnx.ModelProto,

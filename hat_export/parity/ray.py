@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from hat_export.base.machine import machine
+from hat_export.base.machine import describe_machine
 from hat_export.base.packages import package_versions
 from hat_export.base.progress import Progress
 from hat_export.base.ray import RayWorkers, map_with_ray
@@ -135,7 +135,7 @@ class _Scorer:
 
 def _here() -> dict[str, Any]:
     """What the bits of a result depend on."""
-    return {"cpu": machine()["cpu"], **package_versions()}
+    return {"cpu": describe_machine()["cpu"], **package_versions()}
 
 
 def require_like(expected: dict[str, Any]) -> None:

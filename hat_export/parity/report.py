@@ -8,7 +8,7 @@ from hat_export.parity import tables
 from hat_export.parity.budget import Verdict
 from hat_export.parity.changed_queries import change_to_json
 from hat_export.parity.comparison import TIE_MARGIN
-from hat_export.parity.gallery import gallery
+from hat_export.parity.gallery import make_gallery
 from hat_export.parity.outcome import LOOKED_UP, SIDES, ParityOutcome
 from hat_export.parity.statistics import to_json
 from hat_export.report.report import Report
@@ -39,7 +39,7 @@ def parity_report(outcome: ParityOutcome) -> Report:
         shown.append(tables.changed_table(outcome.changed, len(parity.changed), dataset))
     shown += [tables.scorer_table(outcome.checks), tables.run_table(outcome.facts)]
     worst = outcome.changed[: outcome.settings.gallery]
-    galleries = (gallery(worst, len(parity.changed), dataset),) if worst else ()
+    galleries = (make_gallery(worst, len(parity.changed), dataset),) if worst else ()
     undecided = outcome.verdict is Verdict.undecided
     return Report(
         "parity",

@@ -26,7 +26,7 @@ from hat_export.errors import BackendUnavailableError, InputError, OutputError
 from hat_export.parity.attribution import Attribution, attribute
 from hat_export.parity.budget import Judgement, Verdict, judge, overall
 from hat_export.parity.changed_queries import ChangedQuery, look_up
-from hat_export.parity.comparison import Parity, compare
+from hat_export.parity.comparison import Parity, compare_scores
 from hat_export.parity.embeddings import (
     DatasetDigests,
     Encode,
@@ -312,10 +312,10 @@ def _judge(
 ) -> _Judged:
     owners = dataset.owners
     before, after = scores
-    parity = compare(before.total, after.total, owners)
+    parity = compare_scores(before.total, after.total, owners)
     found = deltas(parity)
     alone = [
-        compare(first, second, owners)
+        compare_scores(first, second, owners)
         for first, second in zip(before.levels, after.levels, strict=True)
     ]
     means = None

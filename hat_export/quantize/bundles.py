@@ -33,7 +33,7 @@ from hat_export.export.graph_file import EXTERNAL_DATA_BYTES, write_graph
 from hat_export.export.linear_layers import FuseLinear, SplitLinear
 from hat_export.export.observe import Feed
 from hat_export.export.passes import Pass, run_passes
-from hat_export.quantize.calibration import Observer, observe
+from hat_export.quantize.calibration import Observer, observe_ranges
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, check_plan
 from hat_export.quantize.rewrite import QuantizeLayers
@@ -165,7 +165,7 @@ class Quantizer:
         if smoothing:
             self.progress.step(f"looking for outliers in the {name} encoder")
             first = islice(self._feeds(name), SMOOTHING_BATCHES)
-            seen, _, _ = observe(load_products(path), folder, layers, first, self.threads)
+            seen, _, _ = observe_ranges(load_products(path), folder, layers, first, self.threads)
             model = load_products(path)
             found = find_smoothing(model, seen, limit)
             smoothed, model = found.layers, Smooth(found)(model).model
@@ -175,7 +175,7 @@ class Quantizer:
         data = self._data()
         total = len(data.entries) if name == "image" else len(data.captions)
         what = "images" if name == "image" else "captions"
-        observers, digest, items = observe(
+        observers, digest, items = observe_ranges(
             load_products(path),
             folder,
             layers,

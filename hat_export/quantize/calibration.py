@@ -169,7 +169,7 @@ class Calibration:
     description: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def observe(
+def observe_ranges(
     model: onnx.ModelProto,
     folder: Path,
     layers: Sequence[Layer],

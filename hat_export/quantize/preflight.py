@@ -82,7 +82,7 @@ def runnable(schemes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in schemes if name != "fp8")
 
 
-def measure(
+def measure_products(
     layers: Mapping[str, Sequence[Layer]],
     spec: ModelSpec,
     target: Target,

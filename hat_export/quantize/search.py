@@ -28,13 +28,13 @@ from hat_export.bundle.bundle import MANIFEST, Bundle
 from hat_export.data.dataset import CaptionDataset
 from hat_export.errors import InputError
 from hat_export.parity.budget import Verdict, judge, overall
-from hat_export.parity.comparison import compare
+from hat_export.parity.comparison import compare_scores
 from hat_export.parity.statistics import RECALLS, Delta, deltas
 from hat_export.quantize.bundles import ENCODERS, Quantizer
 from hat_export.quantize.latency import PlanTimer
 from hat_export.quantize.layers import Layer
 from hat_export.quantize.plan import Plan, table_scheme, uniform_plan
-from hat_export.quantize.preflight import Preflight, measure, runnable
+from hat_export.quantize.preflight import Preflight, measure_products, runnable
 from hat_export.quantize.schemes import FP32, SCHEMES, Target
 from hat_export.quantize.search_state import new_state, read_state, restored
 from hat_export.quantize.weights import block_size
@@ -152,7 +152,7 @@ class Outcome:
     correlation: float | None
 
 
-def search(task: Search, timer: Timer | None = None) -> Outcome:
+def search_plan(task: Search, timer: Timer | None = None) -> Outcome:
     """Find the cheapest plan within the budget.
 
     Args:
@@ -220,7 +220,7 @@ class _Run:
         self.noise: dict[str, dict[str, float]] = self.state["noise"]
         self.scratch = self.quantizer.work / "tried"
         manifest = self.quantizer.source.manifest
-        self.preflight = measure(
+        self.preflight = measure_products(
             self.quantizer.layers,
             manifest.spec,
             task.target,
@@ -387,7 +387,7 @@ class _Run:
             scores = score_dataset(session, task.data)
             bytes_ = encoder_bytes(source if not plan.layers else Bundle.read(self.scratch, False))
             seconds = self.plan_timer.seconds(session)
-        parity = compare(self._scores, scores, task.data.owners)
+        parity = compare_scores(self._scores, scores, task.data.owners)
         everything = deltas(parity)
         found = {metric: everything[metric] for metric in (*RECALLS, "rsum")}
         self.tried[name] = Tried(

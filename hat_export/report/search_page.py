@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from hat_export.report.pages import render
-from hat_export.report.thumbnail import thumbnail
+from hat_export.report.thumbnail import make_thumbnail
 
 #: Longest side of a picture in the page, in pixels.
 THUMBNAIL = 320
@@ -70,4 +70,4 @@ def _page(
 
 
 def _source(picture: Image.Image, name: str) -> str:
-    return thumbnail(picture, name, THUMBNAIL).data_url
+    return make_thumbnail(picture, name, THUMBNAIL).data_url

@@ -9,7 +9,7 @@ from PIL import Image
 from hat_export.report.report import Picture
 
 
-def thumbnail(picture: Image.Image, name: str, side: int) -> Picture:
+def make_thumbnail(picture: Image.Image, name: str, side: int) -> Picture:
     """A small copy, encoded anew: nothing of the original file gets into a page.
 
     Args:

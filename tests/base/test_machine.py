@@ -36,7 +36,7 @@ def test_what_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OMP_NUM_THREADS=3" in found["thread_variables"]
     assert found["gpu"] == "H100, 580.1, 1980 MHz"
     assert machine.cpu_features() == {"avx2"}
-    assert machine.machine()["cpu"] == "Some CPU"
+    assert machine.describe_machine()["cpu"] == "Some CPU"
     assert machine.private_memory() == 20_480
 
 

@@ -29,11 +29,11 @@ app = typer.Typer()
 
 @app.command()
 def work() -> None:
-    progress = common.progress(quiet=False)
+    progress = common.show_progress(quiet=False)
     progress.count("things", 1, 10)
     raise InputError("no more things")
 
-common.run(app, "work")
+common.run_program(app, "work")
 """
 
 

@@ -22,7 +22,7 @@ app = typer.Typer()
 def work() -> None:
     raise {error}
 
-common.run(app, "work")
+common.run_program(app, "work")
 """
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hat_export.errors import InputError
-from hat_export.parity.comparison import TIE_MARGIN, compare
+from hat_export.parity.comparison import TIE_MARGIN, compare_scores
 from hat_export.parity.statistics import deltas
 
 OWNERS = [0, 0, 1, 1, 2, 2]
@@ -19,7 +19,7 @@ def scores(seed: int = 0) -> np.ndarray:
 
 
 def test_equal_scores_change_nothing() -> None:
-    parity = compare(scores(), scores(), OWNERS)
+    parity = compare_scores(scores(), scores(), OWNERS)
     assert parity.changed == ()
     assert parity.score_difference == 0
 
@@ -27,7 +27,7 @@ def test_equal_scores_change_nothing() -> None:
 def test_a_lost_answer_is_found_in_both_directions() -> None:
     reference, damaged = scores(), scores()
     damaged[0, :2] = -1  # image 0 no longer finds its captions, nor they it
-    parity = compare(reference, damaged, OWNERS)
+    parity = compare_scores(reference, damaged, OWNERS)
     for metric in ("i2t_r1", "t2i_r1"):
         assert deltas(parity)[metric].difference == pytest.approx(-100 / 3)
     found = {(item.direction, item.query, item.before, item.after) for item in parity.changed}
@@ -45,7 +45,9 @@ def test_a_swap_within_noise_is_a_tie() -> None:
     reference[1, 0] = reference[0, 0] - np.float32(TIE_MARGIN / 4)
     candidate = reference.copy()
     candidate[1, 0] = reference[0, 0] + np.float32(TIE_MARGIN / 4)
-    (changed,) = [i for i in compare(reference, candidate, OWNERS).changed if i.direction == "t2i"]
+    (changed,) = [
+        i for i in compare_scores(reference, candidate, OWNERS).changed if i.direction == "t2i"
+    ]
     assert (changed.query, changed.before, changed.after) == (0, 1, 2)
     assert changed.tie
     assert changed.margin == pytest.approx(TIE_MARGIN / 4, rel=0.1)
@@ -56,7 +58,7 @@ def test_a_swap_beyond_noise_is_no_tie() -> None:
     reference[1, 0] = reference[0, 0] - np.float32(3 * TIE_MARGIN)
     candidate = reference.copy()
     candidate[1, 0] = reference[0, 0] + np.float32(TIE_MARGIN / 4)
-    changed = compare(reference, candidate, OWNERS).changed
+    changed = compare_scores(reference, candidate, OWNERS).changed
     assert [item.tie for item in changed if item.direction == "t2i"] == [False]
 
 
@@ -64,6 +66,6 @@ def test_nan_and_shapes_are_refused() -> None:
     broken = scores()
     broken[0, 0] = np.nan
     with pytest.raises(InputError, match="1 of 18 scores are NaN"):
-        compare(scores(), broken, OWNERS)
+        compare_scores(scores(), broken, OWNERS)
     with pytest.raises(InputError, match="expected one shape"):
-        compare(scores(), scores()[:, :4], OWNERS)
+        compare_scores(scores(), scores()[:, :4], OWNERS)

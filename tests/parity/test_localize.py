@@ -15,7 +15,7 @@ from hat_export.bundle.bundle import Bundle
 from hat_export.errors import InputError
 from hat_export.export.onnx_export import export_onnx
 from hat_export.parity.graphs import Probe, localize_between
-from hat_export.parity.localize import Difference, Localization, bound_of, localize
+from hat_export.parity.localize import Difference, Localization, bound_of, localize_difference
 from hat_export.runtime.self_test import noise_captions, noise_pixels
 
 Feeds = dict[str, np.ndarray]
@@ -44,7 +44,7 @@ def model_of(bundle: Bundle, graph: str) -> onnx.ModelProto:
 def located(bundle: Bundle, graph: str, candidate: onnx.ModelProto, bound=1e-4) -> Localization:
     packed = bundle.manifest.attention_form == "packed"
     reference = model_of(bundle, graph)
-    return localize(graph, reference, candidate, feeds_of(bundle, graph), bound, packed)
+    return localize_difference(graph, reference, candidate, feeds_of(bundle, graph), bound, packed)
 
 
 def damage(model: onnx.ModelProto, part: str, change) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hat_export
-from hat_export.base.machine import machine
+from hat_export.base.machine import describe_machine
 from hat_export.base.ray import RayWorkers, ray_cluster
 from hat_export.data.dataset import ImageStore
 from hat_export.errors import BackendUnavailableError, DatasetError
@@ -116,7 +116,7 @@ def test_a_wrong_address_is_told_at_once(address: str) -> None:
 def test_a_worker_refuses_to_work_on_another_kind_of_machine() -> None:
     with pytest.raises(BackendUnavailableError, match='instead of "Abacus"'):
         require_like({"cpu": "Abacus"})
-    assert machine()["cpu"] != "Abacus"
+    assert describe_machine()["cpu"] != "Abacus"
 
 
 def test_a_picture_that_has_changed_is_refused(tiny_bundle: Path, data: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hat_export.errors import InputError
 from hat_export.parity.budget import Verdict, judge, overall, parse_budget
-from hat_export.parity.comparison import Parity, compare
+from hat_export.parity.comparison import Parity, compare_scores
 from hat_export.parity.statistics import (
     RECALLS,
     Delta,
@@ -34,7 +34,7 @@ def parity_of(
     random = np.random.default_rng(0)
     sides = [Retrieval(Ranks(a, a), Ranks(b, b)) for a, b in zip(i2t, t2i, strict=True)]
     scores = random.random((2, 2, 2)).astype(np.float32)
-    changed = compare(scores[0], scores[1] - np.eye(2, dtype=np.float32), [0, 1]).changed
+    changed = compare_scores(scores[0], scores[1] - np.eye(2, dtype=np.float32), [0, 1]).changed
     return Parity(sides[0], sides[1], changed, 1.0, owners)
 
 
@@ -133,7 +133,7 @@ def test_captions_of_one_image_count_as_one() -> None:
 def test_nothing_changed_is_exactly_zero() -> None:
     scores = np.random.default_rng(0).random((30, 150)).astype(np.float32)
     owners = np.repeat(np.arange(30), CAPTIONS).tolist()
-    for delta in deltas(compare(scores, scores.copy(), owners)).values():
+    for delta in deltas(compare_scores(scores, scores.copy(), owners)).values():
         assert (delta.difference, delta.low, delta.high) == (0, 0, 0)
         assert delta.p_value in (None, 1.0)
 

@@ -25,14 +25,14 @@ from hat_export.errors import BackendUnavailableError, InputError, ToleranceErro
 from hat_export.export.onnx_export import export_onnx
 from hat_export.quantize import bundles as quantize_bundles
 from hat_export.quantize.bundles import Quantizer, relative_errors
-from hat_export.quantize.calibration import BINS, METHODS, Observer, observe
+from hat_export.quantize.calibration import BINS, METHODS, Observer, observe_ranges
 from hat_export.quantize.layers import Layer, find_layers, load_products
 from hat_export.quantize.plan import Plan, read_plan, uniform_plan, write_plan
-from hat_export.quantize.preflight import measure, preflight_report
+from hat_export.quantize.preflight import measure_products, preflight_report
+from hat_export.quantize.report import search_report
 from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import SCHEMES, TARGETS, machine_target
-from hat_export.quantize.search import Search, search
-from hat_export.quantize.search_report import search_report
+from hat_export.quantize.search import Search, search_plan
 from hat_export.quantize.smoothing import Smooth, find_smoothing
 from hat_export.quantize.weights import block_size, blockwise, per_channel, unblocked
 from hat_export.runtime.backends.onnxruntime_backend import check_cpu, session_options
@@ -201,7 +201,7 @@ def test_padding_is_not_calibrated_on(tiny_bundle: Path, tmp_path: Path) -> None
     for name, feeds in batches.items():
         folder = tmp_path / name
         folder.mkdir()
-        found[name], _, _ = observe(load_products(path), folder, layers, feeds, 1)
+        found[name], _, _ = observe_ranges(load_products(path), folder, layers, feeds, 1)
     for layer, together in found["together"].items():
         alone = found["alone"][layer]
         assert together.counts.sum() == alone.counts.sum()
@@ -329,7 +329,7 @@ def test_smoothing_changes_nothing_in_float32_and_helps_in_int8(
         watched.CopyFrom(model)
         folder = tmp_path / path.parent.name
         folder.mkdir()
-        observers, digest, items = observe(watched, folder, layers, feeds, 1)
+        observers, digest, items = observe_ranges(watched, folder, layers, feeds, 1)
         assert (len(digest), items) == (64, 2)
         found = find_smoothing(model, observers, 127)
         smoothed = Smooth(found)(model).model
@@ -464,7 +464,9 @@ def test_a_plan_for_another_model_is_refused(quantizer: Quantizer, tmp_path: Pat
 
 def test_preflight_measures_every_size(quantizer: Quantizer) -> None:
     spec = quantizer.source.manifest.spec
-    found = measure(quantizer.layers, spec, TARGETS["cpu-avx2"], ["int8-dynamic"], 1, False)
+    found = measure_products(
+        quantizer.layers, spec, TARGETS["cpu-avx2"], ["int8-dynamic"], 1, False
+    )
     assert all(min(times.values()) > 0 for times in found.seconds.values())
     assert found.sizes["vit_model.layers.0.blocks.0.mlp.fc1"][:2] == (256, 16)
     # A scheme that is slower is named, whatever this machine measures.
@@ -486,7 +488,7 @@ def test_a_search_keeps_the_budget_and_goes_on_where_it_stopped(
         keep={"vit_model": "asked for"},
         state=state,
     )
-    outcome = search(task)
+    outcome = search_plan(task)
     best = outcome.best
     assert best.lost <= 30.0
     assert best.bytes == min(one.bytes for one in outcome.tried if one.within)
@@ -499,11 +501,11 @@ def test_a_search_keeps_the_budget_and_goes_on_where_it_stopped(
     # Nothing that the state holds is measured again.
     with monkeypatch.context() as patched:
         patched.setattr(quantize_bundles.Quantizer, "write", None)
-        again = search(task)
+        again = search_plan(task)
     assert again.best.plan == best.plan
-    assert search(replace(task, budget={"rsum": 600.0})).best.bytes <= best.bytes
+    assert search_plan(replace(task, budget={"rsum": 600.0})).best.bytes <= best.bytes
     with pytest.raises(InputError, match="belongs to a search with method minmax"):
-        search(replace(task, method="mse"))
+        search_plan(replace(task, method="mse"))
 
 
 # The command

@@ -14,7 +14,7 @@ from hat_export.bundle.bundle import IMAGE_OUTPUTS, TEXT_OUTPUTS
 from hat_export.data.karpathy import read_karpathy
 from hat_export.export.alignment import alignment_graph
 from hat_export.export.onnx_export import export_onnx
-from hat_export.parity.comparison import compare
+from hat_export.parity.comparison import compare_scores
 from hat_export.parity.statistics import RECALLS, deltas
 from hat_export.runtime.backends.emulation_backend import emulated
 from hat_export.runtime.evaluate import encode_captions
@@ -138,7 +138,7 @@ def test_the_alignment_graph_keeps_recall(
         "tf32": rounded_to_tf32,
         "fp16 products": lambda m: emulated(fp16_matmuls(m)(m).model),
     }
-    found = compare(reference, scores(lowered[variant](graph), features), dataset.owners)
+    found = compare_scores(reference, scores(lowered[variant](graph), features), dataset.owners)
     changes = deltas(found)
     shown = ", ".join(f"{name} {changes[name].difference:+.2f}" for name in RECALLS)
     rsum = changes["rsum"]

@@ -27,8 +27,8 @@ from hat_export.runtime.self_test import run_self_test
 from hat_export.runtime.trt_library import TensorRT, load_library
 from hat_export.tensorrt.build import EngineRequest, build_engine
 from hat_export.tensorrt.engine_export import EngineExport, export_engines
-from hat_export.tensorrt.engine_report import engine_report
 from hat_export.tensorrt.fusion import attention_apart, attention_nodes, layers_in_log
+from hat_export.tensorrt.report import engine_report
 from hat_export.tensorrt.request import ProfileRequest, choose_targets
 from places import DEMO
 from progress_calls import CountCalls

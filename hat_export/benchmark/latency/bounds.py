@@ -8,7 +8,7 @@ from typing import Any
 from hat_export.base.progress import Progress
 from hat_export.benchmark.latency.record import Measured
 from hat_export.benchmark.latency.run import Opened
-from hat_export.benchmark.roofline.bound import bound
+from hat_export.benchmark.roofline.bound import bound_of
 from hat_export.benchmark.roofline.cases import CPU_BACKENDS, work_of
 from hat_export.benchmark.roofline.machine import measure_machine
 from hat_export.errors import HatError
@@ -59,5 +59,5 @@ def bounds_of(
         machines.append(machine.to_json())
         for (target, component, size), needed in work.items():
             case = {"target": target, "component": component, "size": size, "threads": threads}
-            cases.append(case | bound(needed, machine).to_json())
+            cases.append(case | bound_of(needed, machine).to_json())
     return {"machines": machines, "cases": cases}

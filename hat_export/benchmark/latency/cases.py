@@ -132,12 +132,12 @@ def cases_of(name: str, session: Session, sizes: Sizes, pictures: Sequence[Path]
         run = partial(session.encode_texts, ids, mask)
         cases.append(case("texts", f"{count} x {sizes.words}", count, run))
     for images, captions in sizes.scores:
-        regions = gallery(session, images)
+        regions = make_gallery(session, images)
         texts = session.encode_texts(*whole_captions(spec, captions, sizes.words))
         score = partial(session.score, regions, texts)
         cases.append(case("scores", f"{images} x {captions}", images * captions, score))
     for images in sizes.galleries:
-        ranking = partial(rank_images, session, gallery(session, images), CAPTION)
+        ranking = partial(rank_images, session, make_gallery(session, images), CAPTION)
         cases.append(case("end to end", f"1 caption, {images} images", 1, ranking))
     return cases
 
@@ -157,7 +157,7 @@ def whole_captions(spec: ModelSpec, captions: int, words: int) -> tuple[np.ndarr
     return ids, np.ones_like(ids)
 
 
-def gallery(session: Session, images: int) -> ImageFeatures:
+def make_gallery(session: Session, images: int) -> ImageFeatures:
     """Region features of so many images: a few encoded pictures over and over."""
     few = session.encode_images(noise_pixels(session.spec, min(images, GALLERY_PICTURES), seed=7))
     places = np.arange(images) % len(few)

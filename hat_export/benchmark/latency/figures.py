@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hat_export.benchmark.latency.record import Measured, Run
 from hat_export.benchmark.latency.statistics import median_interval
-from hat_export.report.plots.curve import Line, curve
-from hat_export.report.plots.distribution import distribution
-from hat_export.report.plots.pareto import Point, pareto
-from hat_export.report.plots.waterfall import waterfall
+from hat_export.report.plots.curve import Line, plot_curve
+from hat_export.report.plots.distribution import plot_distribution
+from hat_export.report.plots.pareto import Point, plot_pareto
+from hat_export.report.plots.waterfall import plot_waterfall
 from hat_export.report.report import Figure
 
 #: Component, size and threads: what is comparable between targets.
@@ -49,7 +49,7 @@ def _distributions(groups: Mapping[Key, Sequence[Measured]]) -> list[Figure]:
             "Every dot is a call; the box spans p10 to p90, the bar is the median, the dashed line "
             "p99. Calls beyond the axis stand at its edge."
         )
-        plot = distribution(f"Latency of {title}", "ms", series)
+        plot = plot_distribution(f"Latency of {title}", "ms", series)
         figures.append(Figure(f"Distribution: {title}", plot, note if not figures else ""))
     return figures
 
@@ -61,11 +61,11 @@ def _curves(run: Run) -> list[Figure]:
         timings = [t for t in run.timings if t.component == component]
         lines = _lines(timings, lambda t: (t.label, t.threads), lambda t: t.items, "threads")
         if lines:
-            plot = curve(f"{component}: {what} a second", f"{what} per call", "items/s", lines)
+            plot = plot_curve(f"{component}: {what} a second", f"{what} per call", "items/s", lines)
             figures.append(Figure(f"Throughput over batch: {component}", plot))
         lines = _lines(timings, lambda t: (t.label, t.size), lambda t: t.threads, "a call")
         if lines:
-            plot = curve(f"{component}: {what} a second", "threads", "items/s", lines)
+            plot = plot_curve(f"{component}: {what} a second", "threads", "items/s", lines)
             figures.append(Figure(f"Throughput over threads: {component}", plot))
     return figures
 
@@ -106,7 +106,7 @@ def _waterfalls(run: Run) -> list[Figure]:
             bands.append((name, steps))
     if not bands:
         return []
-    plot = waterfall("Components one after the other", "ms", bands)
+    plot = plot_waterfall("Components one after the other", "ms", bands)
     note = "Medians of the first size of each component, one after the other."
     return [Figure("Components", plot, note)]
 
@@ -125,7 +125,7 @@ def _parts(run: Run) -> list[Figure]:
     if not bands:
         return []
     note = "Medians; the rest is the host's and lies before, between and after the others."
-    return [Figure("Parts of a call", waterfall("Parts of a call", "ms", bands), note)]
+    return [Figure("Parts of a call", plot_waterfall("Parts of a call", "ms", bands), note)]
 
 
 def _pareto(run: Run, recalls: Mapping[str, float]) -> list[Figure]:
@@ -137,7 +137,7 @@ def _pareto(run: Run, recalls: Mapping[str, float]) -> list[Figure]:
                 points.append(Point(shown, 1e3 * timing.median, recalls[timing.target]))
         if points:
             title = f"Recall over latency: {component}"
-            plot = pareto(title, f"p50 ms of {component}", "rsum", points)
+            plot = plot_pareto(title, f"p50 ms of {component}", "rsum", points)
             note = (
                 "rsum: sum of R@1, 5 and 10 in both directions, from the parity reports given. "
                 "Filled: no other target is both faster and better."

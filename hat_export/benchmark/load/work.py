@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hat_export.benchmark.latency.cases import gallery
+from hat_export.benchmark.latency.cases import make_gallery
 from hat_export.runtime.self_test import noise_pixels
 from hat_export.runtime.session import Session
 
@@ -60,7 +60,7 @@ def text_work(session: Session, images: int) -> Work:
 
 def search_work(session: Session, images: int) -> Work:
     """Captions to rankings of so many images, which were encoded before."""
-    captions, regions = made_up_captions(), gallery(session, images)
+    captions, regions = made_up_captions(), make_gallery(session, images)
 
     def answer(batch: Sequence[int]) -> object:
         texts = session.encode_texts([captions[number] for number in batch])

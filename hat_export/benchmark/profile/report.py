@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hat_export.benchmark.profile.trace import Event, Trace
-from hat_export.report.plots.flame import Node, flame
+from hat_export.report.plots.flame import Node, plot_flame
 from hat_export.report.report import Figure, Report, Table
 
 KIND = "profile"
@@ -164,7 +164,7 @@ def _flame(title: str, profile: Profile) -> Figure:
     found = totals(profile, ("layer", "operator"))
     for key in dict.fromkeys((event.layer, event.operator) for event in profile.events):
         root.add((*layer_path(key[0]), key[1]), 1e3 * found[key].seconds)
-    plot = flame(f"Flame view: {title}", "ms", root)
+    plot = plot_flame(f"Flame view: {title}", "ms", root)
     note = (
         "Medians over the counted runs, in the order of execution; width is time, each row divides "
         "the one above. Point at a part for its time."

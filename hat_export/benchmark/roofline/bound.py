@@ -118,7 +118,7 @@ class Bound:
         }
 
 
-def bound(work: Work, machine: Machine) -> Bound:
+def bound_of(work: Work, machine: Machine) -> Bound:
     """The bound of some work on a machine."""
     timed = sum(machine.products[product][0] * count for product, count in work.products.items())
     compute = timed + work.further_flops / machine.peak

@@ -23,7 +23,7 @@ class Line:
     points: tuple[tuple[float, float, float, float], ...]
 
 
-def curve(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
+def plot_curve(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
     """Lines with their intervals over a logarithmic x; y begins at 0.
 
     Args:

@@ -14,7 +14,7 @@ WIDTH, ROW, LEFT, RIGHT = 500.0, 46.0, 162.0, 16.0
 MOST_DOTS = 250
 
 
-def distribution(title: str, unit: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
+def plot_distribution(title: str, unit: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
     """A row for each series: dots, a box from p10 to p90, the median, and p99.
 
     Args:

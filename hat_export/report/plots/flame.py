@@ -36,7 +36,7 @@ class Node:
         return 1 + max((child.depth for child in self.children.values()), default=-1)
 
 
-def flame(title: str, unit: str, root: Node) -> str:
+def plot_flame(title: str, unit: str, root: Node) -> str:
     """The whole on top, its parts below it from left to right in order of appearance.
 
     Args:

@@ -34,7 +34,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def pareto(title: str, cost_title: str, gain_title: str, points: Sequence[Point]) -> str:
+def plot_pareto(title: str, cost_title: str, gain_title: str, points: Sequence[Point]) -> str:
     """Points with their front as a step line.
 
     Args:

@@ -12,7 +12,7 @@ WIDTH, BAR, LEFT, RIGHT = 500.0, 20.0, 150.0, 60.0
 Steps = Sequence[tuple[str, float]]
 
 
-def waterfall(title: str, unit: str, bands: Sequence[tuple[str, Steps]]) -> str:
+def plot_waterfall(title: str, unit: str, bands: Sequence[tuple[str, Steps]]) -> str:
     """Each step begins where the one before it ends.
 
     Args:

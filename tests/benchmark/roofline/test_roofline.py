@@ -12,7 +12,7 @@ import pytest
 from hat_export.benchmark.roofline.bound import (
     Work,
     advice,
-    bound,
+    bound_of,
     image_work,
     preprocessing_advice,
     score_work,
@@ -51,11 +51,11 @@ def test_work_grows_with_its_batch_but_weights_do_not() -> None:
 def test_a_bound_is_the_larger_limit() -> None:
     product = Product(1, 100, 100, 100)
     machine = Machine(1, ("x",), (), {product: (1e-3, "x")}, 1e9)
-    compute = bound(Work(Counter({product: 3}), 0.0, 1e6), machine)
+    compute = bound_of(Work(Counter({product: 3}), 0.0, 1e6), machine)
     assert (compute.seconds, compute.by) == (pytest.approx(3e-3), "compute")
-    memory = bound(Work(Counter({product: 3}), 0.0, 1e7), machine)
+    memory = bound_of(Work(Counter({product: 3}), 0.0, 1e7), machine)
     assert (memory.seconds, memory.by) == (pytest.approx(1e-2), "memory")
-    further = bound(Work(Counter(), 2e9, 0.0), machine)
+    further = bound_of(Work(Counter(), 2e9, 0.0), machine)
     assert further.seconds == pytest.approx(1.0)  # 2e6 operations took 1 ms
 
 

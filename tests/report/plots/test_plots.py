@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from hat_export.report.plots import svg
-from hat_export.report.plots.curve import Line, curve
-from hat_export.report.plots.distribution import distribution
-from hat_export.report.plots.flame import Node, flame
-from hat_export.report.plots.pareto import Point, front, pareto
-from hat_export.report.plots.waterfall import waterfall
+from hat_export.report.plots.curve import Line, plot_curve
+from hat_export.report.plots.distribution import plot_distribution
+from hat_export.report.plots.flame import Node, plot_flame
+from hat_export.report.plots.pareto import Point, front, plot_pareto
+from hat_export.report.plots.waterfall import plot_waterfall
 
 EVIL = "<script>alert('1')</script> & \"x\""
 
@@ -26,11 +26,11 @@ def tree() -> Node:
 
 
 PLOTS = {
-    "distribution": distribution(EVIL, EVIL, [(EVIL, [1.0, 2.0, 50.0]), ("b", [5.0])]),
-    "curve": curve(EVIL, EVIL, EVIL, [Line(EVIL, ((1, 10, 9, 11), (8, 20, 18, 22)))]),
-    "waterfall": waterfall(EVIL, EVIL, [(EVIL, [(EVIL, 1.0), ("b", 2.0)])]),
-    "pareto": pareto(EVIL, EVIL, EVIL, [Point(EVIL, 1.0, 300.0), Point("b", 2.0, 290.0)]),
-    "flame": flame(EVIL, EVIL, tree()),
+    "distribution": plot_distribution(EVIL, EVIL, [(EVIL, [1.0, 2.0, 50.0]), ("b", [5.0])]),
+    "curve": plot_curve(EVIL, EVIL, EVIL, [Line(EVIL, ((1, 10, 9, 11), (8, 20, 18, 22)))]),
+    "waterfall": plot_waterfall(EVIL, EVIL, [(EVIL, [(EVIL, 1.0), ("b", 2.0)])]),
+    "pareto": plot_pareto(EVIL, EVIL, EVIL, [Point(EVIL, 1.0, 300.0), Point("b", 2.0, 290.0)]),
+    "flame": plot_flame(EVIL, EVIL, tree()),
 }
 
 

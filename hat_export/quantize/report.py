@@ -6,7 +6,7 @@ from hat_export.base.machine import environment
 from hat_export.bundle.bundle import Bundle
 from hat_export.quantize.schemes import FP32
 from hat_export.quantize.search import Outcome, Tried
-from hat_export.report.plots.pareto import Point, front, pareto
+from hat_export.report.plots.pareto import Point, front, plot_pareto
 from hat_export.report.report import Figure, Report, Table
 
 
@@ -93,7 +93,7 @@ def search_report(outcome: Outcome, source: Bundle) -> Report:
         tables,
         data,
         tuple(
-            Figure(title, pareto(title, axis, "rsum", _points(outcome, cost)))
+            Figure(title, plot_pareto(title, axis, "rsum", _points(outcome, cost)))
             for title, axis, cost in (
                 ("Latency and recall", "ms", "latency"),
                 ("Size and recall", "MB", "size"),
