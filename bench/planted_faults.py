@@ -201,6 +201,8 @@ class Laboratory:
         self.root = folder / "checkout"
         self._environment = folder / "venv"
         self._build = folder / "build"
+        #: There while a compiled mistake may be in the build: a killed run leaves it so.
+        self._compiled_fault = folder / "compiled-fault"
         self._worker: subprocess.Popen[str] | None = None
         files = _run(["git", "ls-files", "-z", "-co", "--exclude-standard"], REPOSITORY).split("\0")
         present = [name for name in files if name and (REPOSITORY / name).is_file()]
@@ -232,7 +234,10 @@ class Laboratory:
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
         # A folder on a line of its own: .pth files in it, such as an editable package's, don't run.
         (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
+        if self._compiled_fault.exists():  # the copy's sources are older than what was built
+            shutil.rmtree(self._build, ignore_errors=True)
         self.compile()
+        self._compiled_fault.unlink(missing_ok=True)
 
     def compile(self) -> None:
         """Install the copy, which compiles what has changed of its kernels."""
@@ -283,12 +288,14 @@ class Laboratory:
         path.write_text(content.replace(fault.old, fault.new), encoding="utf-8")
         try:
             if path.suffix in COMPILED:
+                self._compiled_fault.touch()
                 self.compile()
             status, output = self.test(nodes, TIMEOUT_SECONDS)
         finally:
             path.write_text(content, encoding="utf-8")
             if path.suffix in COMPILED:
                 self.compile()
+                self._compiled_fault.unlink()
         if status not in (PASSED, FAILED):
             raise FaultError(f"{fault.name}: pytest ended with {status}:\n{output[-2000:]}")
         failure = _FAILURE.search(output)
