@@ -3,8 +3,8 @@
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(operators.library_path()))
 
-after which a session of these options knows ``HierarchicalAlignment``, ``WindowAttention`` and
-``MaskedAttention`` of the domain ``hat_export``.
+after which a session of these options knows ``WindowAttention``, ``Linear`` and the others of the
+domain ``hat_export``.
 """
 
 from __future__ import annotations

@@ -63,7 +63,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "hat_export.tensorrt",
     ),
     "onnxscript": ("hat_export.export",),
-    "onnxslim": ("hat_export.export",),
     "onnxruntime": (
         "hat_export.runtime.backends.emulation_backend",
         "hat_export.runtime.backends.onnxruntime_backend",

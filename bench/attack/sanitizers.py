@@ -29,7 +29,6 @@ SANITIZERS = {
 #: Tests that run the libraries.
 TESTS = (
     "tests/kernels/test_alignment_cpu.py",
-    "tests/kernels/test_alignment_operator.py",
     "tests/kernels/test_encoder_operators.py",
     "tests/kernels/test_int8_linear.py",
 )
@@ -67,7 +66,6 @@ def build_stress(folder: Path, flags: str) -> Path:
         ALIGNMENT / "alignment.cpp": "",
         ALIGNMENT / "dispatch.cpp": "",
         ALIGNMENT / "kernel_scalar.cpp": "",
-        OPERATORS / "hierarchical_score.cpp": "",
         OPERATORS / "int8_products.cpp": "",
         OPERATORS / "kernels_scalar.cpp": "",
     }

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -139,11 +138,6 @@ def read_module(folder: Path, encoder: str) -> Encoder:
     """The pickled PyTorch module; written by :func:`make_torch`, so it is trusted."""
     module: Encoder = torch.load(target(folder, "torch", encoder), weights_only=False)
     return module
-
-
-def count_nodes(path: Path) -> int:
-    """Nodes of an ONNX file, those of functions counted where they are called once."""
-    return len(onnx.load(path, load_external_data=False).graph.node)
 
 
 def main() -> None:

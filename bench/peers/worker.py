@@ -88,7 +88,6 @@ class OnnxRuntime(Peer):
     """An ONNX file in ONNX Runtime on the CPU, set up as hat-export's own backend does it."""
 
     modules = ("onnxruntime",)
-    profile: Path | None = None
 
     def load(self, inputs: dict[str, np.ndarray]) -> None:
         import onnxruntime
@@ -98,9 +97,6 @@ class OnnxRuntime(Peer):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.register(options)
-        if self.profile is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(self.profile)
         self.session: Any = onnxruntime.InferenceSession(
             str(self.model), options, providers=["CPUExecutionProvider"]
         )
@@ -202,17 +198,14 @@ class Worker:
         threads: Threads to use.
     """
 
-    def __init__(self, name: str, model: Path | None, threads: int, profile: Path | None) -> None:
-        self.name, self.model, self.threads, self.profile = name, model, threads, profile
+    def __init__(self, name: str, model: Path | None, threads: int) -> None:
+        self.name, self.model, self.threads = name, model, threads
         self.call: Call | None = None
 
     def prepare(self, reference: str) -> dict[str, Any]:
         """Load the peer for a point, run it once, compare it with the reference."""
         assert self.model is not None
         peer = PEERS[self.name](self.model, self.threads)
-        if self.profile is not None:
-            assert isinstance(peer, OnnxRuntime)
-            peer.profile = self.profile
         with np.load(reference) as stored:
             arrays = {name: stored[name] for name in stored.files}
         inputs = {
@@ -260,23 +253,17 @@ class Worker:
         """What the peer tells of itself; asked last, since it may take memory."""
         return self.peer.facts()
 
-    def finish_profile(self) -> dict[str, Any]:
-        """End ONNX Runtime's profile and name its file."""
-        assert isinstance(self.peer, OnnxRuntime)
-        return {"path": self.peer.session.end_profiling()}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=[*PEERS, *LIBRARIES])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--profile", type=Path)
     arguments = parser.parse_args()
     # Answers go to the real standard output; what libraries print goes to the log.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        worker = Worker(arguments.name, arguments.model, arguments.threads, arguments.profile)
+        worker = Worker(arguments.name, arguments.model, arguments.threads)
         for line in sys.stdin:
             request = json.loads(line)
             try:

@@ -13,10 +13,6 @@ from hat_export.spec import COSINE_FLOOR, LEAKY_SLOPE, LEVELS, NORM_EPSILON, Mod
 #: Stands for minus infinity in logits that are at most lambda.
 MASKED = -1e30
 
-#: The operator of the library that ``hat_export.kernels.operators`` names.
-OPERATOR_DOMAIN = "hat_export"
-OPERATOR_TYPE = "HierarchicalAlignment"
-
 
 def alignment_graph(spec: ModelSpec) -> GraphBuilder:
     """``image_level*``, ``text_level*``, ``attention_mask`` to ``scores`` [images, captions].
@@ -37,24 +33,6 @@ def alignment_graph(spec: ModelSpec) -> GraphBuilder:
         first, second, third = scores
         total = graph.node("Add", [graph.node("Add", [third, first]), second])
     graph.output(total, "scores", np.float32, ["images", "captions"])
-    return graph
-
-
-def alignment_operator_graph(spec: ModelSpec) -> GraphBuilder:
-    """The inputs and the output of :func:`alignment_graph`, with one custom operator in between.
-
-    A session loads it only after ``register_custom_ops_library`` of the library that
-    ``hat_export.kernels.operators.library_path`` names; it runs on the CPU.
-
-    Args:
-        spec: The architecture.
-    """
-    graph = GraphBuilder("alignment")
-    images, texts, mask = _inputs(graph, spec)
-    attributes = {"direction": spec.direction, "softmax_lambda": float(spec.softmax_lambda)}
-    with graph.scope("alignment"):
-        scores = graph.node(OPERATOR_TYPE, [*images, *texts, mask], attributes, OPERATOR_DOMAIN)
-    graph.output(scores, "scores", np.float32, ["images", "captions"])
     return graph
 
 

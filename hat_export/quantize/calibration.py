@@ -162,11 +162,9 @@ class Calibration:
 
     Attributes:
         observers: By layer name, of the layer's input.
-        description: For the manifest: data, counts, SHA-256 of everything that was fed.
     """
 
     observers: Mapping[str, Observer] = field(default_factory=dict)
-    description: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def observe_ranges(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from hat_export.export.linear_layers import SplitLinear
 
@@ -89,13 +86,3 @@ def find_layers(model: onnx.ModelProto) -> tuple[Layer, ...]:
         if inner * outer >= SMALLEST and weight.endswith((WEIGHT_SUFFIX, TABLE_SUFFIX)):
             found.append(Layer(name, node.name, weight, value, inner, outer, table))
     return tuple(found)
-
-
-def weight_arrays(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Some of a graph's initializers as arrays, by name."""
-    wanted = set(names)
-    return {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in model.graph.initializer
-        if tensor.name in wanted
-    }

@@ -142,20 +142,6 @@ def blockwise(
     return values, scale
 
 
-def unblocked(
-    values: UInt8[np.ndarray, "rows blocks bytes"],
-    scale: Float32[np.ndarray, "rows blocks"],
-    bits: int,
-    inner: int,
-) -> Float32[np.ndarray, "rows inner"]:
-    """The float32 rows that :func:`blockwise` stored."""
-    if bits == 4:
-        values = np.stack([values & 15, values >> 4], -1).reshape(*values.shape[:-1], -1)
-    half = np.float32(1 << (bits - 1))
-    restored = (values.astype(np.float32) - half) * scale[..., None]
-    return np.ascontiguousarray(restored.reshape(len(values), -1)[:, :inner])
-
-
 def _block_scales(blocks: np.ndarray, limit: int, shrinks: np.ndarray) -> np.ndarray:
     """The scale of least squared error for each block, among shares of its largest magnitude."""
     full = channel_scales(np.abs(blocks).max(-1), limit)

@@ -77,18 +77,6 @@ std::int64_t read_int(const Api& api, const abi::KernelInfo* info, const char* n
     return value;
 }
 
-std::string read_string(const Api& api, const abi::KernelInfo* info, const char* name,
-                        const std::string& expected) {
-    std::size_t size = 0;
-    require(api,
-            call(api, abi::kGetAttributeString, info, name, static_cast<char*>(nullptr), &size),
-            expected);
-    std::string text(size, '\0');
-    check(call(api, abi::kGetAttributeString, info, name, text.data(), &size));
-    text.resize(text.find('\0') == std::string::npos ? text.size() : text.find('\0'));
-    return text;
-}
-
 std::string text_of(const std::vector<std::int64_t>& shape) {
     std::string text = "[";
     for (const std::int64_t size : shape)

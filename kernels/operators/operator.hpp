@@ -65,8 +65,6 @@ float read_float(const Api& api, const abi::KernelInfo* info, const char* name,
                  const std::string& expected);
 std::int64_t read_int(const Api& api, const abi::KernelInfo* info, const char* name,
                       const std::string& expected);
-std::string read_string(const Api& api, const abi::KernelInfo* info, const char* name,
-                        const std::string& expected);
 
 std::string text_of(const std::vector<std::int64_t>& shape);
 
@@ -109,7 +107,6 @@ constexpr abi::CustomOp make_operator() {
     return op;
 }
 
-extern const abi::CustomOp kAlignmentOperator;
 extern const abi::CustomOp kAddLayerNormOperator;
 extern const abi::CustomOp kInt8LinearOperator;
 extern const abi::CustomOp kLinearOperator;

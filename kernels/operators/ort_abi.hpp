@@ -75,9 +75,6 @@ inline constexpr Entry<85, Status*(const KernelInfo*, const char* name, float* o
     kGetAttributeFloat;
 inline constexpr Entry<86, Status*(const KernelInfo*, const char* name, std::int64_t* out)>
     kGetAttributeInt;
-// A null `out` asks for the size, which counts the terminating zero.
-inline constexpr Entry<87, Status*(const KernelInfo*, const char* name, char* out, std::size_t*)>
-    kGetAttributeString;
 inline constexpr Entry<90, Status*(const KernelContext*, std::size_t index, const Value** out)>
     kGetInput;
 inline constexpr Entry<91, Status*(KernelContext*, std::size_t index, const std::int64_t* shape,

@@ -12,9 +12,9 @@ using namespace hat_operators;
 namespace {
 
 constexpr const char* kDomain = "hat_export";
-constexpr const abi::CustomOp* kOperators[] = {
-    &kAlignmentOperator, &kAddLayerNormOperator,    &kInt8LinearOperator,
-    &kLinearOperator,    &kWindowAttentionOperator, &kMaskedAttentionOperator};
+constexpr const abi::CustomOp* kOperators[] = {&kAddLayerNormOperator, &kInt8LinearOperator,
+                                               &kLinearOperator, &kWindowAttentionOperator,
+                                               &kMaskedAttentionOperator};
 
 // The operators' domain, one for each ONNX Runtime in the process. A domain must outlive every
 // session that uses it, and nobody says when the last one ends: it lives as long as the library.

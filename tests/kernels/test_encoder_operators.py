@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
-from hat_export.errors import InputError
+from hat_export.errors import BackendUnavailableError, InputError
 from hat_export.export.onnx_export import export_onnx
 from hat_export.export.panels import from_panels, to_panels
 from hat_export.export.swin import attention_bias, window_order
-from operator_runs import FAILED, INVALID, exact_gelu, path, run
+from hat_export.kernels import alignment_cpu, operators
+from operator_runs import FAILED, INVALID, exact_gelu, open_operator, operator_model, path, run
 
 __all__ = ["path"]
 
+#: What ONNX Runtime raises for a model that it can't load.
+REFUSED = (
+    *FAILED,
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+)
 #: Logits of a few units and sums of up to 64 products: float32 rounding gives about 1e-6.
 TOLERANCE = 3e-6
 
@@ -254,6 +263,48 @@ def test_wrong_inputs_are_named() -> None:
     masked = {"qkv": qkv, "qkv_bias": feed["qkv_bias"], "attention_mask": np.ones((1, 3), int)}
     with pytest.raises(INVALID, match="attention_mask: expected the shape"):
         run("MaskedAttention", masked, heads=2)
+
+
+def masked_attention() -> tuple[dict[str, np.ndarray], onnx.ModelProto]:
+    """An operator's inputs, and a model of it."""
+    feed = {
+        "qkv": np.random.default_rng(7).standard_normal((3, 5, 48), np.float32),
+        "qkv_bias": np.zeros(48, np.float32),
+        "attention_mask": np.ones((3, 5), np.int64),
+    }
+    return feed, operator_model("MaskedAttention", feed, heads=2)
+
+
+def test_an_input_of_another_type_is_refused() -> None:
+    _, model = masked_attention()
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    with pytest.raises(REFUSED, match=r"tensor\(double\)"):
+        open_operator(model)
+
+
+def test_the_model_needs_the_library() -> None:
+    _, model = masked_attention()
+    open_operator(model)
+    with pytest.raises(REFUSED, match="MaskedAttention"):
+        open_operator(model, library=False)
+
+
+def test_sessions_come_and_go() -> None:
+    """The library is unloaded with its last session and works when it is loaded again."""
+    feed, model = masked_attention()
+    expected = run("MaskedAttention", feed, heads=2)[0].tobytes()
+    for _ in range(3):
+        first, second = open_operator(model), open_operator(model)
+        assert first.run(None, feed)[0].tobytes() == expected
+        del first
+        assert second.run(None, feed)[0].tobytes() == expected
+        del second
+
+
+def test_a_missing_library_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv(alignment_cpu.LIBRARY_VARIABLE, str(tmp_path / "libhat_alignment.so"))
+    with pytest.raises(BackendUnavailableError, match=r"libhat_operators\.so is missing"):
+        operators.library_path()
 
 
 def test_packed_export_is_fused_and_equal(tmp_path: Any, tiny_checkpoint: Any) -> None:

@@ -5,7 +5,6 @@
 // UndefinedBehaviorSanitizer. Tasks run on several threads, and the alignment is called from two
 // threads at once, for ThreadSanitizer. Results of every path must agree with the scalar one.
 // Prints a line per kernel and path: name, path, shapes.
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -20,7 +19,6 @@
 #include <vector>
 
 #include "../../kernels/alignment/alignment.h"
-#include "../../kernels/operators/hierarchical_score.hpp"
 #include "../../kernels/operators/input_error.hpp"
 #include "../../kernels/operators/int8_products.hpp"
 #include "../../kernels/operators/kernels.hpp"
@@ -332,41 +330,6 @@ void try_alignment(std::int32_t path, bool i2t) {
     expect_near("alignment", found, wanted, 1e-4F);
 }
 
-void try_hierarchical(std::int32_t, bool i2t) {
-    const int64_t images = draw(1, 3), captions = draw(1, 3), words = draw_size(40);
-    const int64_t dim = draw_size(70);
-    std::vector<Floats> arrays;
-    hat_operators::Inputs inputs{};
-    for (std::size_t level = 0; level < hat_operators::kLevels; ++level) {
-        const int64_t regions = draw_size(60);
-        arrays.push_back(values(images * regions * dim));
-        inputs.images[level] = {arrays.back().data(), images, regions, dim};
-        arrays.push_back(values(captions * words * dim));
-        inputs.texts[level] = {arrays.back().data(), captions, words, dim};
-    }
-    Exact<int64_t> mask(static_cast<std::size_t>(captions * words));
-    for (int64_t c = 0; c < captions; ++c) {
-        const int64_t length = draw(1, words);
-        for (int64_t w = 0; w < words; ++w)
-            mask[static_cast<std::size_t>(c * words + w)] = w < length;
-    }
-    inputs.mask = mask.data();
-    Floats scores(static_cast<std::size_t>(images * captions));
-    const hat_operators::ParallelFor parallel = [](std::size_t tasks,
-                                                   const std::function<void(std::size_t)>& work) {
-        std::atomic<std::size_t> next{0};
-        std::vector<std::thread> threads;
-        for (int i = 0; i < 3; ++i)
-            threads.emplace_back([&] {
-                for (std::size_t task; (task = next++) < tasks;) work(task);
-            });
-        for (std::thread& thread : threads) thread.join();
-    };
-    hat_operators::hierarchical_score(inputs, {i2t ? 0 : 1, 9.0F}, parallel, scores.data());
-    for (std::size_t i = 0; i < scores.size(); ++i)
-        if (!std::isfinite(scores[i])) fail("hierarchical score: not finite");
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -401,8 +364,5 @@ int main(int argc, char** argv) {
                    [&](bool) { try_int8_linear(kernels, products, largest); });
         }
         repeat("alignment", [&](bool i2t) { try_alignment(path.first, i2t); });
-        // Its path is the environment's.
-        setenv("HAT_EXPORT_KERNEL_PATH", name.c_str(), 1);
-        repeat("hierarchical_score", [&](bool i2t) { try_hierarchical(path.first, i2t); });
     }
 }

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -26,9 +27,10 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-def run(
-    kind: str, inputs: dict[str, np.ndarray], outputs: int = 1, threads: int = 1, **attributes: Any
-) -> list[np.ndarray]:
+def operator_model(
+    kind: str, inputs: dict[str, np.ndarray], outputs: int = 1, **attributes: Any
+) -> onnx.ModelProto:
+    """A model of one operator, for inputs of any shape."""
     types = {
         "float32": TensorProto.FLOAT,
         "int8": TensorProto.INT8,
@@ -46,14 +48,26 @@ def run(
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("hat_export", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+
+def open_operator(
+    model: onnx.ModelProto, threads: int = 1, library: bool = True
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.register_custom_ops_library(str(operators.library_path()))
-    session = onnxruntime.InferenceSession(
+    if library:
+        options.register_custom_ops_library(str(operators.library_path()))
+    return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found: list[np.ndarray] = session.run(names, inputs)
+
+
+def run(
+    kind: str, inputs: dict[str, np.ndarray], outputs: int = 1, threads: int = 1, **attributes: Any
+) -> list[np.ndarray]:
+    session = open_operator(operator_model(kind, inputs, outputs, **attributes), threads)
+    found: list[np.ndarray] = session.run(None, inputs)
     return found
 
 

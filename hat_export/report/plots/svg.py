@@ -12,8 +12,7 @@ from dataclasses import dataclass
 SERIES = tuple(f"var(--series-{number})" for number in range(1, 7))
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 
-FONT = 12
-#: Average width of a character of the page's sans-serif at :data:`FONT`, generously.
+#: Average width of a character of the page's sans-serif at 12 px, generously.
 CHARACTER = 6.7
 
 
@@ -58,11 +57,6 @@ def canvas(width: float, height: float, title: str, parts: Sequence[str]) -> str
         aria_label=title,
         class_="plot",
     )
-
-
-def width_of(text: str) -> float:
-    """About how wide a text is."""
-    return CHARACTER * len(text)
 
 
 def shortened(text: str, characters: int) -> str:
