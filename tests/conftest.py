@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from hat_export.base.cache import CACHE_VARIABLE
 from hat_export.spec import ModelSpec
-from places import GOLDEN, VOCABULARY
+from places import GOLDEN, MODEL, VOCABULARY
 
 # `make test-serve` has no torch and names a bundle that was made elsewhere.
 TEST_BUNDLE = os.environ.get("HAT_EXPORT_TEST_BUNDLE")
@@ -34,11 +34,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
         yield folder
-
-
-@pytest.fixture(scope="session")
-def golden_folder() -> Path:
-    return GOLDEN
 
 
 def _arrays(name: str) -> dict[str, np.ndarray]:
@@ -121,15 +116,37 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Bundles by model, ``tiny`` or ``demo``, and options of ``export_onnx``.
+
+    Each is exported once, whatever the number of modules and workers that ask for it.
+    """
+
+    def bundle(model: str, **options: Any) -> Path:
+        from hat_export.export.onnx_export import export_onnx
+        from shared_folders import made_once
+
+        name = "-".join([model, *(f"{key}={value}" for key, value in sorted(options.items()))])
+
+        def export(target: Path) -> None:
+            demo = model == "demo"
+            source = MODEL if demo else request.getfixturevalue("tiny_checkpoint")
+            export_onnx(source, target, **options, require_fused=True, threads=1)
+
+        return made_once(tmp_path_factory, name, export)
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(request: pytest.FixtureRequest) -> Path:
     """The tiny model, exported; or the bundle that the environment names."""
     if TEST_BUNDLE is not None:
         return Path(TEST_BUNDLE)
-    from hat_export.export.onnx_export import export_onnx
-
-    target = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_onnx(request.getfixturevalue("tiny_checkpoint"), target, threads=1)
-    return target
+    bundle: Path = request.getfixturevalue("exported")("tiny")
+    return bundle
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -16,8 +17,6 @@ import onnxruntime
 import pytest
 
 from hat_export.bundle.bundle import Bundle
-from hat_export.export.attention import AttentionForm
-from hat_export.export.onnx_export import export_onnx
 from hat_export.kernels import operators
 from hat_export.spec import LEVELS
 
@@ -40,12 +39,9 @@ PIECES = ("Softmax", "Erf", "Tanh", "ReduceMean", "IsNaN", "Where", "Slice", "Pa
 
 
 @pytest.fixture(scope="module", params=["onnx", "packed"])
-def bundle(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
-) -> Bundle:
-    form: AttentionForm = request.param
-    target = tmp_path_factory.mktemp("fusion") / form
-    return export_onnx(tiny_checkpoint, target, attention=form, require_fused=True, threads=1)
+def bundle(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Bundle:
+    options = {} if request.param == "onnx" else {"attention": request.param}
+    return Bundle.read(exported("tiny", **options))
 
 
 def operators_by_layer(model: onnx.ModelProto, graph: str) -> dict[str, Counter[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,8 @@ def test_a_model_that_is_not_finite_in_float32_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("half") / "bundle"
-    return export_onnx(tiny_checkpoint, target, precision="fp16", require_fused=True, threads=1)
+def half_bundle(exported: Callable[..., Path]) -> Bundle:
+    return Bundle.read(exported("tiny", precision="fp16"))
 
 
 def test_a_half_precision_bundle_is_half_the_size_and_passes_its_self_test(

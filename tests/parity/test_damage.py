@@ -25,9 +25,7 @@ from hat_export.parity.budget import DEFAULT_BUDGET, Verdict, parse_budget
 from hat_export.parity.outcome import ParityOutcome, ParitySettings, Side
 from hat_export.parity.report import parity_report
 from hat_export.parity.run import run_parity
-from places import DEMO
-
-MODEL = DEMO / "hat-tiny-emojicap"
+from places import DEMO, MODEL
 
 IMAGE_LAYER = "vit_model.layers.2.blocks.1"
 TEXT_LAYER = "text_transformer.encoder.layer.2"

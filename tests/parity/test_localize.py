@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from onnx import numpy_helper
 import hat_export
 from hat_export.bundle.bundle import Bundle
 from hat_export.errors import InputError
-from hat_export.export.onnx_export import export_onnx
 from hat_export.parity.graphs import Probe, localize_between
 from hat_export.parity.localize import Difference, Localization, bound_of, localize_difference
 from hat_export.runtime.self_test import noise_captions, noise_pixels
@@ -24,9 +24,9 @@ LAYER = "vit_model.layers.1.blocks.1"
 
 
 @pytest.fixture(scope="module", params=["onnx", "packed"])
-def bundle(request, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    target = tmp_path_factory.mktemp("localize") / request.param
-    return export_onnx(tiny_checkpoint, target, attention=request.param, threads=1)
+def bundle(request, exported: Callable[..., Path]) -> Bundle:
+    options = {} if request.param == "onnx" else {"attention": request.param}
+    return Bundle.read(exported("tiny", **options))
 
 
 def feeds_of(bundle: Bundle, graph: str) -> Feeds:
@@ -109,11 +109,11 @@ def test_differences() -> None:
 
 
 def test_low_precision_against_the_checkpoint(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_checkpoint: Path, exported: Callable[..., Path]
 ) -> None:
     """Its own rounding isn't a fault; a layer that is wrong besides is named."""
-    target = tmp_path_factory.mktemp("localize") / "fp16"
-    bundle = export_onnx(tiny_checkpoint, target, precision="fp16", threads=1)
+    target = exported("tiny", precision="fp16")
+    bundle = Bundle.read(target)
     probe = Probe({graph: feeds_of(bundle, graph) for graph in ("image", "text")}, 1)
     found = localize_between(
         tiny_checkpoint, lambda: hat_export.load(tiny_checkpoint, threads=1), target, probe

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,13 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
+from blockwise_weights import unblocked
 from hat_export.base.machine import cpu_features
 from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.inspect import bundle_report
 from hat_export.data.dataset import CaptionDataset
 from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import BackendUnavailableError, InputError, ToleranceError
-from hat_export.export.onnx_export import export_onnx
 from hat_export.quantize import bundles as quantize_bundles
 from hat_export.quantize.bundles import Quantizer, relative_errors
 from hat_export.quantize.calibration import BINS, METHODS, Observer, observe_ranges
@@ -34,7 +35,7 @@ from hat_export.quantize.rewrite import QuantizeLayers
 from hat_export.quantize.schemes import SCHEMES, TARGETS, machine_target
 from hat_export.quantize.search import Search, search_plan
 from hat_export.quantize.smoothing import Smooth, find_smoothing
-from hat_export.quantize.weights import block_size, blockwise, per_channel, unblocked
+from hat_export.quantize.weights import block_size, blockwise, per_channel
 from hat_export.runtime.backends.onnxruntime_backend import check_cpu, session_options
 from hat_export.runtime.backends.opening import open_bundle
 from hat_export.runtime.self_test import noise_captions, noise_pixels
@@ -43,10 +44,8 @@ CPU = ("cpu-vnni", "cpu-avx2", "arm64")
 
 
 @pytest.fixture(scope="module")
-def packed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("packed") / "tiny"
-    export_onnx(tiny_checkpoint, target, attention="packed", threads=1)
-    return target
+def packed_bundle(exported: Callable[..., Path]) -> Path:
+    return exported("tiny", attention="packed")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from hat_export.base.machine import cpu_features
 from hat_export.model.checkpoint import load_hat
 from hat_export.quantize.schemes import TARGETS
 from hat_export.quantize.weights import per_channel
-from places import ROOT, TESTS
+from places import MODEL, TESTS
 
 NAIVE, OURS = TARGETS["cpu-vnni"].weight_limit, TARGETS["cpu-avx2"].weight_limit
 #: Rounding of 7 and 8 bits is far below, saturation far above.
@@ -55,7 +55,7 @@ def avx2_product(tmp_path_factory: pytest.TempPathFactory) -> Product:
 @pytest.fixture(scope="module")
 def layer() -> np.ndarray:
     """A weight of the demo model, [inner, outer]."""
-    model = load_hat(ROOT / "demo" / "hat-tiny-emojicap").model
+    model = load_hat(MODEL).model
     weight: np.ndarray = model.state_dict()["vit_model.layers.3.blocks.0.mlp.fc2.weight"].numpy().T
     return weight
 

@@ -16,6 +16,8 @@ SUPPORT = TESTS / "support"
 BENCH = ROOT / "bench"
 ATTACK = BENCH / "attack"
 DEMO = ROOT / "demo"
+#: The demo model's checkpoint.
+MODEL = DEMO / "hat-tiny-emojicap"
 #: BERT's own vocabulary, as installed with the package.
 VOCABULARY = Path(hat_export.__file__).parent / "data" / "bert_base_uncased_vocab.txt"
 

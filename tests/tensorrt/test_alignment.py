@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,7 +16,6 @@ import hat_export
 from hat_export.bundle.bundle import IMAGE_OUTPUTS, TEXT_OUTPUTS
 from hat_export.data.karpathy import read_karpathy
 from hat_export.export.alignment import alignment_graph
-from hat_export.export.onnx_export import export_onnx
 from hat_export.parity.comparison import compare_scores
 from hat_export.parity.statistics import RECALLS, deltas
 from hat_export.runtime.backends.emulation_backend import emulated
@@ -21,7 +23,7 @@ from hat_export.runtime.evaluate import encode_captions
 from hat_export.score.alignment import feature_blocks
 from hat_export.score.features import ImageFeatures, TextFeatures
 from hat_export.tensorrt.lower import fp16_matmuls
-from places import DEMO
+from places import DEMO, MODEL
 
 
 def rounded_to_tf32(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,10 +73,9 @@ def test_rounding_to_tf32_keeps_ten_bits() -> None:
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageFeatures, TextFeatures]:
+def features(exported: Callable[..., Path]) -> tuple[ImageFeatures, TextFeatures]:
     """Those of fp16 encoders of the demo model: 1,000 drawings, 5,000 captions in dataset order."""
-    folder = tmp_path_factory.mktemp("fp16") / "bundle"
-    export_onnx(DEMO / "hat-tiny-emojicap", folder, precision="fp16", threads=2)
+    folder = exported("demo", precision="fp16")
     dataset = read_karpathy(DEMO / "emojicap", "test")
     with hat_export.open_bundle(folder, "emulation", threads=2) as session:
         pictures = list(dataset.images())
@@ -107,7 +108,7 @@ def scores(
 @pytest.fixture(scope="module")
 def graph() -> onnx.ModelProto:
     """The alignment graph in float32."""
-    with hat_export.load(DEMO / "hat-tiny-emojicap", threads=2) as session:
+    with hat_export.load(MODEL, threads=2) as session:
         return alignment_graph(session.spec).model({})
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from hat_export.bundle.inspect import bundle_report
 from hat_export.data.karpathy import read_karpathy
 from hat_export.errors import EngineError, FusionError, InputError, OutputError
 from hat_export.export.attention import DecomposeAttention
-from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.backends.emulation_backend import EmulatedSession
 from hat_export.runtime.onnx_graphs import tensor_types
 from hat_export.runtime.self_test import run_self_test
@@ -30,7 +30,7 @@ from hat_export.tensorrt.engine_export import EngineExport, export_engines
 from hat_export.tensorrt.fusion import attention_apart, attention_nodes, layers_in_log
 from hat_export.tensorrt.report import engine_report
 from hat_export.tensorrt.request import ProfileRequest, choose_targets
-from places import DEMO
+from places import MODEL
 from progress_calls import CountCalls
 
 pytest.importorskip(
@@ -39,7 +39,6 @@ pytest.importorskip(
     "pip install 'hat-export[rtx]'",
 )
 
-MODEL = DEMO / "hat-tiny-emojicap"
 PROFILE = ProfileRequest(Range(1, 4, 16), shortest=1, tuned=8, longest=None)
 
 
@@ -49,10 +48,8 @@ def library() -> TensorRT:
 
 
 @pytest.fixture(scope="module")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("demo") / "bundle"
-    export_onnx(MODEL, target, threads=1)
-    return target
+def demo_bundle(exported: Callable[..., Path]) -> Path:
+    return exported("demo")
 
 
 @pytest.fixture(scope="module")
@@ -341,10 +338,9 @@ def test_targets_that_cannot_be_had_are_refused(library: TensorRT) -> None:
 
 
 def test_sources_that_cannot_be_built_are_refused(
-    tiny_checkpoint: Path, demo_engines: EngineExport, library: TensorRT, tmp_path: Path
+    exported: Callable[..., Path], demo_engines: EngineExport, library: TensorRT, tmp_path: Path
 ) -> None:
-    packed = tmp_path / "packed"
-    export_onnx(tiny_checkpoint, packed, attention="packed", threads=1)
+    packed = exported("tiny", attention="packed")
     with pytest.raises(InputError, match="operators for ONNX Runtime"):
         export_engines(packed, tmp_path / "out", library, "fp16", [PROFILE], (80,))
     with pytest.raises(InputError, match="are fp16 already"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,12 @@ BUDGETS = {"fp16": (0.1, 1.2), "bf16": (0.1, 1.2), "int8": (0.2, 2.0), "fp8": (0
 
 @pytest.mark.parametrize("precision", BUDGETS)
 def test_recall_of_the_graphs_that_are_built(
-    precision: str, library: TensorRT, tmp_path: Path
+    precision: str, library: TensorRT, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
     """A thousand drawings and five thousand captions that neither training nor calibration saw."""
-    export_onnx(DEMO / "hat-tiny-emojicap", tmp_path / "bundle", threads=2)
+    bundle = exported("demo")
     export_engines(
-        tmp_path / "bundle",
+        bundle,
         tmp_path / "engines",
         library,
         precision,
@@ -98,7 +99,7 @@ def test_recall_of_the_graphs_that_are_built(
     observed, trusted = BUDGETS[precision]
     command = [
         *(sys.executable, "-m", "hat_export.cli.bench", "parity", "-q"),
-        *(tmp_path / "bundle", tmp_path / "engines", "--data", DEMO / "emojicap"),
+        *(bundle, tmp_path / "engines", "--data", DEMO / "emojicap"),
         *("--backend", "emulation", "--cache", tmp_path / "cache"),
     ]
 

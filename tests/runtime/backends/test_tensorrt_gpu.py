@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from hat_export.bundle.bundle import Bundle
 from hat_export.bundle.engines import Range
 from hat_export.bundle.precision import PRECISIONS
 from hat_export.errors import BackendUnavailableError
-from hat_export.export.onnx_export import export_onnx
 from hat_export.runtime.backends.engine_runner import PARTS
 from hat_export.runtime.backends.tensorrt_backend import TensorRtSession
 from hat_export.runtime.self_test import noise_captions, noise_pixels, run_self_test
@@ -31,11 +31,9 @@ from hat_export.tensorrt.alignment_plugin import (
 )
 from hat_export.tensorrt.engine_export import export_engines
 from hat_export.tensorrt.request import ProfileRequest, choose_targets
-from places import DEMO
 
 pytestmark = pytest.mark.gpu
 
-MODEL = DEMO / "hat-tiny-emojicap"
 PROFILE = ProfileRequest(Range(1, 4, 16), shortest=1, tuned=8, longest=None)
 
 
@@ -50,10 +48,8 @@ def library(request: pytest.FixtureRequest) -> TensorRT:
 
 
 @pytest.fixture(scope="module")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("demo") / "bundle"
-    export_onnx(MODEL, target)
-    return target
+def demo_bundle(exported: Callable[..., Path]) -> Path:
+    return exported("demo")
 
 
 def build(source: Path, target: Path, library: TensorRT, precision: str) -> Bundle:
