@@ -117,13 +117,13 @@ types: build/types/.installed
 		echo "error: mypy must check all $$expected modules of hat_export/, kernels/ and cli/;" \
 			"delete build/ and look for a module that the wheel lacks" >&2; exit 1; }
 
-bench: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Measure the published figures on this machine and write them into README
+bench: $(VENV)/.installed $(SERVE_VENV)/.installed  ## Measure the published figures on this machine and write them into README and docs
 	$(BIN)/python bench/figures.py --out runs/bench $(BENCH_ARGS)
 
 ATTACK_ARGS ?=
 attack: $(VENV)/.installed  ## Attack every door with malformed inputs, fuzz every parser, write docs/security.md
 	$(BIN)/python bench/attack $(ATTACK_ARGS)
-	$(BIN)/python bench/readme.py
+	$(BIN)/python bench/tables.py
 
 docs: $(VENV)/.installed  ## Write docs/cli/ from the commands themselves
 	mkdir -p docs/cli

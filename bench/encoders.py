@@ -9,8 +9,8 @@ out.
     python bench/official_checkpoint.py runs/bench/hat-stand-in.ckpt
     python bench/encoders.py runs/bench/hat-stand-in.ckpt --out runs/encoders
 
-OpenVINO takes part where it is installed (``pip install openvino``); a peer that can't run is a
-line of the table that says why.
+A peer that can't run is a line of the table that says why; where OpenVINO isn't installed, nothing
+is measured. ``bench/figures.py peers`` installs it into an environment of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from hat_export.base.machine import default_threads, environment  # noqa: E402
 from hat_export.benchmark.roofline.products import image_products, text_products  # noqa: E402
 from hat_export.bundle.bundle import Bundle  # noqa: E402
 from hat_export.spec import ModelSpec  # noqa: E402
+from peers.environment import require  # noqa: E402
 from peers.points import Point  # noqa: E402
 
 #: Title, worker, folder of its file, ending; fastest to start with last.
@@ -257,6 +258,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    require()
     folder: Path = arguments.out.resolve()  # workers run elsewhere
     ready = {"standard": arguments.standard, "packed": arguments.packed}
     prepare(arguments.checkpoint, folder, ready)

@@ -7,7 +7,8 @@
         --official --image-count 16 --out runs/quantization-official
 
 Peers: onnxruntime.quantization's quantize_dynamic and quantize_static on the standard graphs (with
-their preprocessing where it works), and NNCF on OpenVINO where both are installed. Everything is
+their preprocessing where it works), and NNCF on OpenVINO, without which nothing is measured;
+``bench/figures.py`` installs both into an environment of its own. Everything is
 calibrated on the same images and captions (split val), and timed in turn, call by call, by the same
 threads. Recall is of the split test; without ``--data`` the relative error of features stands for
 it. Each variant is made in a process of its own, whose peak memory is a column. Everything goes to
@@ -45,6 +46,7 @@ from hat_export.quantize.search import encoder_bytes
 from hat_export.runtime.backends.onnxruntime_backend import OnnxRuntimeSession
 from hat_export.runtime.evaluate import score_dataset
 from hat_export.runtime.self_test import noise_captions, noise_pixels
+from peers.environment import require
 
 #: Seconds before a call: idle thread pools spin for a while and would take cores from the next.
 PAUSE = 0.1
@@ -413,6 +415,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data is None and arguments.calibration is None:
         parser.error("--calibration is needed where there is no --data")
+    if any(variant.peer == "nncf" for variant in chosen(arguments)):
+        require()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if arguments.make:
         try:

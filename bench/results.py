@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hat_export.base.machine import environment, hardware
@@ -12,14 +14,30 @@ from hat_export.base.machine import environment, hardware
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
-def append(folder: Path, part: str, rows: list[dict[str, Any]], seconds: float) -> Path:
-    """Add a measurement of a part to its file."""
+def append(
+    folder: Path,
+    part: str,
+    rows: list[dict[str, Any]],
+    seconds: float,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Add a measurement of a part to its file.
+
+    Args:
+        folder: Of the results files.
+        part: Its name.
+        rows: What was measured.
+        seconds: How long that took.
+        beside: Versions of other tools that took part.
+    """
     facts = hardware()
+    surroundings = environment()
+    surroundings["versions"] |= beside
     entry = {
         "part": part,
         "date": datetime.date.today().isoformat(),
         "seconds": round(seconds, 1),
-        **environment(),
+        **surroundings,
         "hardware": {key: facts[key] for key in ("cpu_flags", "gpu", "affinity", "load_averages")},
         "rows": rows,
     }

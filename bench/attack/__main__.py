@@ -4,7 +4,7 @@
     python bench/attack inputs fuzz --seconds 600
 
 A part is a module beside this file with ``run(options)``, which gives the rows of its table. They
-go to ``bench/results/attack_PART.jsonl``; ``python bench/readme.py`` writes them into the page.
+go to ``bench/results/attack_PART.jsonl``; ``python bench/tables.py`` writes them into the page.
 """
 
 from __future__ import annotations

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from rendering.markdown import Entry, table
+
 Rows = list[dict[str, Any]]
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
-    rule = "| --- |" + " ---: |" * (len(columns) - 1)
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
-    return "\n".join([lines[0], rule, *lines[1:]])
+def inputs(entry: Entry) -> str:
+    """What a part of bench/attack tried and found; its rows name their own columns."""
+    rows = entry["rows"]
+    cells = [
+        tuple(f"{cell:,}" if isinstance(cell, (int, float)) else cell for cell in row.values())
+        for row in rows
+    ]
+    facts = entry["machine"]
+    took = f"{entry['seconds'] / 60:.0f} minutes on {facts['cores']} cores; {entry['date']}."
+    return f"{table(tuple(rows[0]), cells)}\n\n{took}"
 
 
 def kills(rows: Rows) -> str:
