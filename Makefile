@@ -19,6 +19,8 @@ LOCKED_EXTRAS := $(subst $(comma), ,$(EXTRAS))
 
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST_ARGS ?=
+# Processes that `make test` shares the tests out to; tests/conftest.py gives each its part of the cores.
+WORKERS ?= 2
 BENCH_ARGS ?=
 
 NATIVE := CMakeLists.txt $(shell find kernels -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
@@ -56,7 +58,7 @@ demo: $(VENV)/.installed  ## Export and quantize the small model, check its reca
 	@echo "  .venv/bin/hat-bench latency YOUR.ckpt bundle/"
 
 test: $(VENV)/.installed  ## Run the tests that need neither the full-size model nor a GPU
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 10 $(PYTEST_ARGS)
 
 test-full: $(VENV)/.installed  ## Run the tests on the full-size model (minutes, 8 GB of memory)
 	$(BIN)/python -m pytest -m "full and not gpu" $(PYTEST_ARGS)
@@ -95,11 +97,13 @@ sbom: $(VENV)/.installed  ## Write a CycloneDX list of everything in .venv to bu
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 		--of JSON -o build/sbom.json $(BIN)/python
 
-check: lint types  ## Run the linters, the formatters and the type checker
+check: lint types  ## Run the linters, the formatters and the type checker; find dead code and copies
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m vulture
+	$(BIN)/python bench/copies.py
 	$(CXX_SOURCES) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 
 # mypy runs on an installed wheel, from another folder: at the root it would not see kernels/ and

@@ -13,18 +13,31 @@ import numpy as np
 import pytest
 
 from hat_export.base.cache import CACHE_VARIABLE
+from hat_export.base.machine import default_threads
 from hat_export.spec import ModelSpec
 from places import GOLDEN, MODEL, VOCABULARY
 
 # `make test-serve` has no torch and names a bundle that was made elsewhere.
 TEST_BUNDLE = os.environ.get("HAT_EXPORT_TEST_BUNDLE")
 
+#: Processes of pytest-xdist that the tests are shared out to.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
 if TEST_BUNDLE is None:
     import torch
 
     # Two threads give the same results everywhere and leave a shared machine usable.
-    torch.set_num_threads(2)
+    torch.set_num_threads(max(1, 2 // WORKERS))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker its part of the cores; libraries read these variables as they are loaded."""
+    workers = getattr(config.option, "numprocesses", None)
+    if workers:
+        part = str(max(1, default_threads() // workers))
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = part
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -326,7 +326,7 @@ def test_smoothing_changes_nothing_in_float32_and_helps_in_int8(
         feeds = [{"pixel_values": noise_pixels(source.manifest.spec, 2, 1)}]
         watched = onnx.ModelProto()
         watched.CopyFrom(model)
-        folder = tmp_path / path.parent.name
+        folder = tmp_path / path.name
         folder.mkdir()
         observers, digest, items = observe_ranges(watched, folder, layers, feeds, 1)
         assert (len(digest), items) == (64, 2)

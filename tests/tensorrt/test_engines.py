@@ -131,11 +131,11 @@ def test_a_second_build_comes_from_the_cache_and_a_changed_one_does_not(
 
 
 def test_a_damaged_cache_entry_is_built_again(
-    demo_bundle: Path, library: TensorRT, tmp_path: Path
+    tiny_bundle: Path, library: TensorRT, tmp_path: Path
 ) -> None:
     def build(name: str) -> list[bool]:
         result = export_engines(
-            demo_bundle,
+            tiny_bundle,
             tmp_path / name,
             library,
             "fp16",
@@ -156,18 +156,18 @@ def test_a_damaged_cache_entry_is_built_again(
 
 
 def test_several_profiles_in_one_engine(
-    demo_bundle: Path, library: TensorRT, tmp_path: Path
+    tiny_bundle: Path, library: TensorRT, tmp_path: Path
 ) -> None:
     profiles = [
         ProfileRequest(Range(1, 1, 1), 1, 16, None),
         ProfileRequest(Range(2, 8, 32), 1, 16, 24),
     ]
-    result = export_engines(demo_bundle, tmp_path / "out", library, "fp16", profiles, (80,))
+    result = export_engines(tiny_bundle, tmp_path / "out", library, "fp16", profiles, (80,))
     profiles_of_text = result.bundle.manifest.engines["text"].profiles
     assert [profile["captions"].largest for profile in profiles_of_text] == [1, 32]
     assert [profile["words"].largest for profile in profiles_of_text] == [32, 24]
     engines = result.bundle.manifest.engines
-    assert (engines["image"].attention_fused, engines["text"].attention_fused) == (8, 4)
+    assert (engines["image"].attention_fused, engines["text"].attention_fused) == (9, 4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -190,14 +190,16 @@ def test_other_precisions(
 def test_linear_layers_in_int8_and_fp8(
     precision: str, kind: str, demo_bundle: Path, library: TensorRT, tmp_path: Path
 ) -> None:
+    targets, cache = choose_targets(library, precision, []), tmp_path / "cache"
     result = export_engines(
         demo_bundle,
         tmp_path / "out",
         library,
         precision,
         [PROFILE],
-        choose_targets(library, precision, []),
+        targets,
         require_fused=True,
+        cache=cache,
         calibration=read_karpathy(MODEL.parent / "emojicap", "val").limit(8),
         threads=1,
     )
@@ -208,8 +210,9 @@ def test_linear_layers_in_int8_and_fp8(
         assert len(products) == layers
     # Built again from itself, it needs no calibration: its graphs are taken as they are.
     again = export_engines(
-        result.bundle.path, tmp_path / "two", library, precision, [PROFILE], (89,)
+        result.bundle.path, tmp_path / "two", library, precision, [PROFILE], targets, cache=cache
     )
+    assert [build.cached for build in again.builds] == [True, True, True]
     for graph in ("image", "text"):
         assert again.bundle.graph_sha256(graph) == result.bundle.graph_sha256(graph)
     with pytest.raises(InputError, match=f"--precision {precision} needs --calibration"):
@@ -245,7 +248,14 @@ def test_on_turing_the_alignment_s_products_are_in_fp16(
 ) -> None:
     """TensorRT-RTX has no fp32 products there: without that, nothing would be built."""
     targets = choose_targets(library, "fp16", [75, 89])
-    result = export_engines(demo_bundle, tmp_path / "one", library, "fp16", [PROFILE], targets)
+
+    def build(source: Path, name: str) -> EngineExport:
+        cache = tmp_path / "cache"
+        return export_engines(
+            source, tmp_path / name, library, "fp16", [PROFILE], targets, cache=cache
+        )
+
+    result = build(demo_bundle, "one")
     assert all(e.targets == (75, 89) for e in result.bundle.manifest.engines.values())
     model = onnx.load(result.bundle.graph_path("alignment"))
     types = tensor_types(model)
@@ -253,10 +263,10 @@ def test_on_turing_the_alignment_s_products_are_in_fp16(
     others = [n for n in model.graph.node if n.op_type in ("ReduceL2", "Softmax", "Div")]
     assert {types[node.output[0]] for node in products} == {onnx.TensorProto.FLOAT16}
     assert {types[node.output[0]] for node in others} == {onnx.TensorProto.FLOAT}
-    again = export_engines(
-        result.bundle.path, tmp_path / "two", library, "fp16", [PROFILE], targets
-    )
+    # Built again from itself, its graphs are taken as they are.
+    again = build(result.bundle.path, "two")
     assert again.bundle.graph_sha256("alignment") == result.bundle.graph_sha256("alignment")
+    assert [build.cached for build in again.builds] == [True, True, True]
     with pytest.raises(InputError, match=r"--sm 75: .* no fp32 products there; use --fp16"):
         choose_targets(library, "fp32", [75])
 
