@@ -45,11 +45,6 @@ class Report:
         """What was written into a graph that no pass has been over."""
         return cls("build", change=_operators(model))
 
-    def to_line(self) -> str:
-        """One line to show."""
-        done = ", ".join(f"{count} {what}" for what, count in self.counts.items()) or "nothing"
-        return f"{self.name}: {done}" + (f"; {len(self.left)} left alone" if self.left else "")
-
 
 class Result(NamedTuple):
     """What a pass gives.
@@ -196,14 +191,6 @@ def older_opset(model: onnx.ModelProto, version: int) -> Iterator[str]:
     found = next((item.version for item in model.opset_import if not item.domain), 0)
     if found < version:
         yield f"it is of opset {found}, expected {version} or newer"
-
-
-def foreign_domains(model: onnx.ModelProto, known: Sequence[str]) -> Iterator[str]:
-    """Yields a sentence if nodes are of other domains than those and the standard one."""
-    domains = {node.domain for node in model.graph.node} - {"", *known}
-    if domains:
-        expected = ", ".join(known) or "none but the standard one"
-        yield f"it holds operators of {', '.join(sorted(domains))}, expected {expected}"
 
 
 def unnamed_nodes(model: onnx.ModelProto) -> Iterator[str]:

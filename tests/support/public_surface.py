@@ -12,7 +12,10 @@ from typing import Any
 import typer
 
 RECORD = Path(__file__).resolve().parents[1] / "public_surface.txt"
-INDEX = ("create", "open", "append", "delete", "compact", "verify", "close", "ids")
+INDEX = (
+    *("create", "open", "add", "append", "remove", "search", "compact", "verify", "close"),
+    *("ids", "projections"),
+)
 #: Public modules and names of modules; of a class, the members that are (none named: all).
 PUBLIC: dict[str, tuple[str, ...]] = {
     "hat_export": (),
@@ -32,7 +35,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
 #: Version of each format that files are written in.
 FORMATS = {
     "bundle": "hat_export.bundle.bundle:FORMAT_VERSION",
-    "index": "hat_export.index.record_file:FORMAT_VERSION",
+    "index": "hat_export.index.record_format:FORMAT_VERSION",
     "latency report": "hat_export.benchmark.latency.record:SCHEMA_VERSION",
     "load report": "hat_export.benchmark.load.report:SCHEMA_VERSION",
     "profile report": "hat_export.benchmark.profile.report:SCHEMA_VERSION",
