@@ -18,7 +18,7 @@ from picture_samples import pictures, write_folder
 pytestmark = pytest.mark.serve
 
 #: What exports and never runs: none of it may be needed, and none of it is here.
-HEAVY = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxscript", "safetensors")
+HEAVY = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxscript", "ray")
 
 
 def test_nothing_heavy_is_installed() -> None:
