@@ -16,6 +16,7 @@ PARTS = ("bytes", "form", "results")
 UNREPRODUCIBLE = {
     "*.build.log": "holds durations and the name of a temporary folder",
     "*.engine": "TensorRT-RTX numbers its own tensors differently from build to build",
+    "*.plan": "a copy of an engine",
 }
 #: Differences that are shown of an item.
 SHOWN = 4
