@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from comparison import compare, merge, table, totals
-from recording import record
+from recording import alone, record
 
 
 def main() -> None:
@@ -51,12 +51,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "record":
         begun = time.perf_counter()
-        found = record(
-            options.program.absolute(),
-            lambda name: fnmatch.fnmatch(name, options.only),
-            options.threads or (1, 2),
-            options.jobs,
-        )
+        with alone():
+            found = record(
+                options.program.absolute(),
+                lambda name: fnmatch.fnmatch(name, options.only),
+                options.threads or (1, 2),
+                options.jobs,
+            )
         options.out.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{options.out}: {time.perf_counter() - begun:.0f} s")
         return

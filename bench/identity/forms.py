@@ -13,6 +13,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,12 +37,15 @@ STRIPPED = (
     *("*seconds", "*_ms", "*_memory*", "environment", "preflight", "load_average"),
     *("tools", "files", "manifest_sha256"),
 )
-#: Further ones of a case: sentences and choices that follow from durations.
+#: Further ones of a case: sentences and choices that follow from durations, sizes of engines.
 STRIPPED_OF = {
     "scoring": ("summary", "best_product", "gflops", "share_of_product", "factor"),
     "search-report": ("summary",),
     "q-search": ("summary", "pareto"),
+    **{f"trt-{precision}": ("bytes",) for precision in ("fp16", "bf16", "fp32", "int8", "fp8")},
 }
+#: Numbers in a list of layers that differ from build to build: of tensors, layers and events.
+BUILDER_NUMBERS = re.compile(r"mye\d+|[_.]\d+|Id: \d+")
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def describe(path: Path, case: str, runner: Runner) -> dict[str, Any]:
         arrays = {name: tensor_hash(array) for name, array in read_arrays(path).items()}
         found["form"], found["results"] = arrays, digest(sorted(arrays.values()))
     elif path.name.endswith(".build.log"):
-        found["form"] = digest(content.decode().partition("Layers:")[2])
+        layers = content.decode().partition("Layers:")[2].splitlines()
+        found["form"] = digest(sorted(BUILDER_NUMBERS.sub("", layer) for layer in layers))
     return found
 
 

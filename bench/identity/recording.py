@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -12,8 +13,9 @@ import subprocess
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -29,6 +31,17 @@ INPUTS = ("demo/hat-tiny-emojicap", "demo/emojicap", "bench/plans/demo_four_time
 #: Some files hold paths, so every record is made in the same place.
 WORK = Path(tempfile.gettempdir()) / "hat-export-identity"
 PICTURES = 40
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold :data:`WORK`; SystemExit if another record is being made there."""
+    with WORK.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{WORK}: another record is being made; wait for its end") from None
+        yield
 
 
 def record(
