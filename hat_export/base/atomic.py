@@ -22,6 +22,9 @@ from pathlib import Path
 #: The file in a folder whose lock is that of the folder.
 FOLDER_LOCK = "lock"
 
+#: What a file system without locks says when it is asked for one.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 _AT_FDCWD = -100
 _NOREPLACE = 1
 _EXCHANGE = 2
@@ -77,15 +80,18 @@ def locked_folder(folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """
     import filelock
 
-    lock = filelock.FileLock(folder / FOLDER_LOCK)
+    # No marker file where the file system has no locks: one that a killed run left would stay.
+    lock = filelock.FileLock(folder / FOLDER_LOCK, fallback_to_soft=False)
     try:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
             waiting()
             lock.acquire()
-    except NotImplementedError:
-        pass  # where there are no locks, runs at the same time are on their own
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Where there are no locks, runs at the same time are on their own.
     try:
         yield
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -213,3 +215,26 @@ def test_a_folder_is_of_one_process_until_it_dies(tmp_path: Path) -> None:
             second.kill()
     with locked_folder(tmp_path, lambda: pytest.fail("nobody is there any more")):
         assert names(tmp_path) == {FOLDER_LOCK}
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_folder_is_used_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    def without_locks(file: int, operation: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with locked_folder(tmp_path, lambda: pytest.fail("nobody is there")):
+        pass
+    # Nothing that would keep the next run out.
+    assert names(tmp_path) <= {FOLDER_LOCK}
+
+
+def test_a_folder_whose_lock_cannot_be_opened_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / FOLDER_LOCK).mkdir()
+    with (
+        pytest.raises(OSError, match=r".+"),
+        locked_folder(tmp_path, lambda: pytest.fail("nobody is there")),
+    ):
+        pytest.fail("it isn't locked")
