@@ -23,11 +23,16 @@ class PlanTimer:
 
     Args:
         timer: What times the calls.
+        first_reference: Seconds of the reference workload beside the first plan, where an earlier
+            run of the search timed it.
+
+    Attributes:
+        first_reference: The same of this search; None before its first plan.
     """
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, first_reference: float | None = None) -> None:
         self._timer = timer
-        self._first_reference: float | None = None
+        self.first_reference = first_reference
 
     def seconds(self, session: Session) -> float:
         """Seconds of one image plus one caption of :data:`WORDS` words, without waits for a core.
@@ -48,6 +53,6 @@ class PlanTimer:
             total += own_median(self._timer.repeat(run, CALLS, warm_up=WARM_UP))
         reference += [self._timer.reference() for _ in range(REFERENCE_CALLS)]
         now = statistics.median(reference)
-        if self._first_reference is None:
-            self._first_reference = now
-        return total * self._first_reference / now
+        if self.first_reference is None:
+            self.first_reference = now
+        return total * self.first_reference / now

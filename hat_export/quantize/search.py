@@ -203,7 +203,6 @@ class _Run:
 
     def __init__(self, task: Search, timer: Timer) -> None:
         self.task = task
-        self.plan_timer = PlanTimer(timer)
         self.quantizer = task.quantizer
         self.schemes = runnable(task.target.schemes)
         self.identity = {
@@ -217,6 +216,7 @@ class _Run:
             "keep": sorted(task.keep),
         }
         self.state = self._resume()
+        self.plan_timer = PlanTimer(timer, self.state.get("reference_seconds"))
         self.noise: dict[str, dict[str, float]] = self.state["noise"]
         self.scratch = self.quantizer.work / "tried"
         manifest = self.quantizer.source.manifest
@@ -243,6 +243,10 @@ class _Run:
             return new_state(self.identity)
         found = read_state(path, self.identity)
         self.quantizer.progress.step(f"going on from {path}: {len(found['tried'])} plans measured")
+        if found["tried"] and found.get("reference_seconds") is None:
+            self.quantizer.progress.step(
+                "their times are those of another version, which left the machine's speed in them"
+            )
         return found
 
     def _save(self) -> None:
@@ -400,6 +404,7 @@ class _Run:
             deltas=found,
             verdict=self._verdict(found),
         )
+        self.state["reference_seconds"] = self.plan_timer.first_reference
         self.state["tried"].append(self.tried[name].to_json())
         self._save()
         return self.tried[name]

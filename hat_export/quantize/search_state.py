@@ -28,7 +28,8 @@ def new_state(identity: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         identity: What another search would have different.
     """
-    return {**identity, "format": FORMAT, "version": VERSION, "noise": {}, "tried": []}
+    empty = {"noise": {}, "tried": [], "reference_seconds": None}
+    return {**identity, "format": FORMAT, "version": VERSION, **empty}
 
 
 def read_state(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +65,11 @@ def restored(deltas: Mapping[str, Mapping[str, Any]]) -> dict[str, Delta]:
 
 
 def _check(found: Mapping[str, Any]) -> None:
+    reference = found.get("reference_seconds")  # states of older versions have none
+    if reference is not None:
+        _number(reference)
+        if reference <= 0:
+            raise ValueError(f"reference_seconds is {reference}")
     for schemes in found["noise"].values():
         for value in schemes.values():
             _number(value)

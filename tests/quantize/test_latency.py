@@ -32,5 +32,8 @@ def test_a_slower_machine_makes_no_plan_slower() -> None:
     assert plans.seconds(session) == pytest.approx(1.5)
     clock.slowness = 3.0
     assert plans.seconds(session) == pytest.approx(1.5)
+    # The same search, gone on with on the slower machine.
+    resumed = PlanTimer(clock.timer(), plans.first_reference)
+    assert resumed.seconds(session) == pytest.approx(1.5)
     # Another search has its own first plan.
     assert PlanTimer(clock.timer()).seconds(session) == pytest.approx(4.5)

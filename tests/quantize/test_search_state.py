@@ -38,6 +38,8 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
     "damage",
     [
         lambda s: s.update(format="x"),
+        lambda s: s.update(reference_seconds=0),
+        lambda s: s.update(reference_seconds="x"),
         lambda s: s.update(images=6),
         lambda s: s.update(noise=[]),
         lambda s: s["noise"]["b"].update(int8="much"),
