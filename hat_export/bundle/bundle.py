@@ -177,7 +177,7 @@ class Manifest:
 
     def arrays_name(self, name: str) -> str:
         """What :data:`SELF_TEST` or :data:`PROJECTIONS` is called in this version."""
-        return Path(name).stem + ARRAY_ENDINGS[self.format_version]
+        return _arrays_name(name, self.format_version)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``manifest.json``; the same bundle gives the same bytes."""
@@ -336,6 +336,10 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
+def _arrays_name(name: str, version: int) -> str:
+    return Path(name).stem + ARRAY_ENDINGS[version]
+
+
 def _parse(content: Mapping[str, Any], source: str) -> Manifest:
     if content["precision"] not in PRECISIONS:
         raise BundleError(
@@ -365,8 +369,8 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
             raise ValueError(
                 f"a profile of the {name} engine lacks one of {', '.join(sorted(dims))}"
             )
-    ending = ARRAY_ENDINGS[content["format_version"]]
-    arrays = [Path(name).stem + ending for name in (SELF_TEST, PROJECTIONS)]
+    version = content["format_version"]
+    arrays = [_arrays_name(name, version) for name in (SELF_TEST, PROJECTIONS)]
     needed = [TOKENIZER, *arrays, *(graph.file for graph in graphs.values())]
     needed += [engine.file for engine in engines.values()]
     missing = [name for name in needed if name not in files]
@@ -385,7 +389,7 @@ def _parse(content: Mapping[str, Any], source: str) -> Manifest:
         files=files,
         engines=engines,
         quantization=_parse_quantization(content.get("quantization")),
-        format_version=content["format_version"],
+        format_version=version,
     )
 
 

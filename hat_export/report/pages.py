@@ -6,8 +6,6 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hat_export.report.report import LONG_CELL
-
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -18,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def _environment() -> Environment:
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         # What a name ends in decides: a shell script has other rules than a page.
         autoescape=lambda name: name is not None and ".html" in name,
@@ -27,8 +25,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals["long_cell"] = LONG_CELL
-    return environment
 
 
 def render(template: str, **values: Any) -> str:

@@ -189,7 +189,7 @@ class Report:
         """The report as one HTML page that needs nothing from elsewhere."""
         from hat_export.report.pages import render
 
-        return render("report.html.jinja", report=self)
+        return render("report.html.jinja", report=self, long_cell=LONG_CELL)
 
     @property
     def verdict(self) -> str:

@@ -36,6 +36,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
 FORMATS = {
     "bundle": "hat_export.bundle.bundle:FORMAT_VERSION",
     "index": "hat_export.index.record_format:FORMAT_VERSION",
+    "report": "hat_export.report.report:REPORT_VERSION",
     "latency report": "hat_export.benchmark.latency.record:SCHEMA_VERSION",
     "load report": "hat_export.benchmark.load.report:SCHEMA_VERSION",
     "profile report": "hat_export.benchmark.profile.report:SCHEMA_VERSION",
