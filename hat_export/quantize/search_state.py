@@ -28,7 +28,7 @@ def new_state(identity: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         identity: What another search would have different.
     """
-    empty = {"noise": {}, "tried": [], "reference_seconds": None}
+    empty: dict[str, Any] = {"noise": {}, "tried": [], "reference_seconds": None}
     return {**identity, "format": FORMAT, "version": VERSION, **empty}
 
 
